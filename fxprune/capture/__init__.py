@@ -1,0 +1,1 @@
+"""Capture: nn.Module -> fx graph over a structural clone of the model."""

@@ -1,0 +1,68 @@
+"""Structural clones: new module objects around tensors that a caller chooses.
+
+1. Every module object is new (shared modules stay shared); every attribute that is no tensor, module or builtin container is the
+   same object as in the original. Nothing done to the clone's structure is visible in the original.
+2. Each distinct parameter or buffer is passed through ``tensor(name, old)`` once (tied weights stay tied).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+TensorMap = Callable[[str, Tensor], Tensor]
+
+
+def clone(module: nn.Module, tensor: TensorMap) -> nn.Module:
+    """A structural clone (clauses 1 and 2). Linear in the number of modules and tensors."""
+    return _clone(module, "", tensor, {}, {})
+
+
+def _clone(module: nn.Module, prefix: str, tensor: TensorMap, modules: dict[int, nn.Module], tensors: dict[int, Tensor]) -> nn.Module:
+    found = modules.get(id(module))
+    if found is not None:
+        return found
+    new: nn.Module = object.__new__(type(module))
+    modules[id(module)] = new
+    state = {key: _container(value, prefix + key, tensor, tensors) for key, value in module.__dict__.items()}
+    for store in ("_parameters", "_buffers"):
+        state[store] = {key: _tensor(value, prefix + key, tensor, tensors) for key, value in module.__dict__[store].items()}
+    state["_modules"] = {
+        key: None if child is None else _clone(child, f"{prefix}{key}.", tensor, modules, tensors)
+        for key, child in module.__dict__["_modules"].items()
+    }
+    new.__dict__.update(state)
+    if "_flat_weights_names" in state:  # recurrent modules keep a second list of their parameters
+        new.__dict__["_flat_weights"] = [getattr(new, name) for name in state["_flat_weights_names"]]
+    return new
+
+
+def _tensor(value: Tensor | None, name: str, tensor: TensorMap, tensors: dict[int, Tensor]) -> Tensor | None:
+    if value is None:
+        return None
+    found = tensors.get(id(value))
+    if found is None:
+        found = tensors[id(value)] = tensor(name, value)
+    return found
+
+
+def _container(value: Any, name: str, tensor: TensorMap, tensors: dict[int, Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        return _tensor(value, name, tensor, tensors)
+    if type(value) in (dict, list, set) or type(value).__name__ == "OrderedDict":
+        return copy.copy(value)
+    return value
+
+
+def same(_name: str, value: Tensor) -> Tensor:
+    """The tensor map that shares every tensor with the original."""
+    return value
+
+
+def to_meta(_name: str, value: Tensor) -> Tensor:
+    """The tensor map that keeps shapes and dtypes only. Gradients and subclasses are dropped."""
+    return torch.empty(value.shape, dtype=value.dtype, device="meta")

@@ -1,0 +1,116 @@
+"""Example inputs: what the user gives, or what the model lets one infer.
+
+Inference tries shapes on the meta device, so it costs no arithmetic: the model's own configuration first (``input_size``,
+``default_cfg``, ``config.image_size``), then common sizes for the first convolution or linear layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fxprune.errors import InputError
+
+SIZES = {1: (16000, 1024, 256, 64), 2: (224, 32, 64, 96, 128, 256, 299, 28, 8), 3: (16, 32, 64, 112)}
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """Positional and keyword arguments of one call."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    inferred: bool = False
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Inputs:
+        """The same call with every tensor changed."""
+        args, kwargs = torch.utils._pytree.tree_map_only(Tensor, change, (self.args, dict(self.kwargs)))
+        return Inputs(args, kwargs, self.inferred)
+
+    def on_meta(self) -> Inputs:
+        return self.map(lambda x: torch.empty(x.shape, dtype=x.dtype, device="meta"))
+
+
+def given(example: Any) -> Inputs:
+    """A tensor, a tuple or list of arguments, or a dict of keyword arguments.
+
+    Raises:
+        InputError: anything else.
+    """
+    if isinstance(example, Inputs):
+        return example
+    if isinstance(example, Tensor):
+        return Inputs((example,), {})
+    if isinstance(example, Mapping):
+        return Inputs((), dict(example))
+    if isinstance(example, Sequence) and not isinstance(example, (str, bytes)):
+        return Inputs(tuple(example), {})
+    raise InputError(
+        f"example_inputs must be a tensor, a tuple of arguments or a dict of keyword arguments, got {type(example).__name__}.",
+        got=type(example).__name__,
+    )
+
+
+def infer(model: nn.Module, works: Callable[[Inputs], Exception | None]) -> Inputs:
+    """The first candidate that ``works`` accepts (returns None for).
+
+    Raises:
+        InputError: nothing fits; the message names what was tried.
+    """
+    tried: list[str] = []
+    last: Exception | None = None
+    for shape in _candidates(model):
+        candidate = Inputs((_random(shape, model),), {}, inferred=True)
+        last = works(candidate)
+        if last is None:
+            return candidate
+        tried.append("x".join(map(str, shape)))
+    raise InputError(
+        f"example inputs for {type(model).__name__} could not be inferred (tried {', '.join(tried) or 'nothing: no conv or linear layer'}"
+        + (f"; the last attempt failed with: {_first_line(last)}" if last is not None else "")
+        + "). Pass example_inputs=: a tensor, a tuple of arguments, or a dict of keyword arguments.",
+        got=tuple(tried),
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _random(shape: tuple[int, ...], model: nn.Module) -> Tensor:
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    numbers = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+    return numbers.to(dtype=like.dtype, device=like.device)
+
+
+def _candidates(model: nn.Module) -> Iterator[tuple[int, ...]]:
+    first = next((m for m in model.modules() if isinstance(m, (nn.modules.conv._ConvNd, nn.Linear))), None)
+    for size in _configured(model):
+        yield (2, *size)
+    if isinstance(first, nn.modules.conv._ConvNd):
+        rank = len(first.kernel_size)
+        for side in SIZES[rank]:
+            yield (2, first.in_channels, *(side,) * rank)
+    elif isinstance(first, nn.Linear):
+        yield (2, first.in_features)
+        yield (2, 16, first.in_features)
+        for side in (28, 32, 8):
+            if first.in_features % (side * side) == 0:
+                yield (2, first.in_features // (side * side), side, side)
+
+
+def _configured(model: nn.Module) -> Iterator[tuple[int, ...]]:
+    size = getattr(model, "input_size", None)
+    if isinstance(size, (tuple, list)) and all(isinstance(s, int) for s in size):
+        yield tuple(size)
+    config = getattr(model, "default_cfg", None) or getattr(model, "pretrained_cfg", None)
+    if isinstance(config, Mapping) and config.get("input_size"):
+        yield tuple(config["input_size"])
+    config = getattr(model, "config", None)
+    image, channels = getattr(config, "image_size", None), getattr(config, "num_channels", 3)
+    if isinstance(image, int):
+        yield (channels, image, image)

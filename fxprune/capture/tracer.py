@@ -1,0 +1,147 @@
+"""Symbolic tracing with leaf nn modules.
+
+1. The trace runs over a structural clone; the user's model is only read.
+2. Item assignment and augmented assignment are recorded as what they are (plain fx refuses the first and turns the second into
+   an out-of-place operation, which is wrong where the tensor has a second name).
+3. ``self.training`` is recorded as a read of that flag, so functional dropout follows ``train()`` and ``eval()`` of the result;
+   where Python itself branches on it, the branch of evaluation mode is taken.
+"""
+
+from __future__ import annotations
+
+import operator
+import traceback
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from fxprune.capture.clone import clone, same
+from fxprune.errors import CaptureError
+
+AUGMENTED = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor")
+
+
+@dataclass(frozen=True, slots=True)
+class Captured:
+    """A graph and the modules it calls (a structural clone that shares the model's tensors)."""
+
+    root: nn.Module
+    graph: fx.Graph
+    name: str
+    how: str
+    notes: tuple[str, ...] = ()
+
+    def module(self) -> fx.GraphModule:
+        """The captured program as a module that shares the model's tensors."""
+        return fx.GraphModule(self.root, self.graph, self.name)
+
+
+class ChannelProxy(fx.Proxy):
+    """A proxy that records assignments (clause 2)."""
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
+
+
+def _augmented(name: str) -> Any:
+    target = getattr(operator, "i" + name)
+
+    def assign(self: ChannelProxy, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", target, (self, other), {})
+
+    return assign
+
+
+for _name in AUGMENTED:
+    setattr(ChannelProxy, f"__i{_name}__", _augmented(_name))
+
+
+class ChannelTracer(fx.Tracer):
+    """``fx.Tracer`` with clauses 2 and 3."""
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return ChannelProxy(node, self)
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        if "training" in obj.node.meta:
+            return False
+        return bool(super().to_bool(obj))
+
+    def training_flag(self, path: str) -> fx.Proxy:
+        proxy = self.create_proxy("get_attr", f"{path}.training" if path else "training", (), {})
+        proxy.node.meta["training"] = True
+        return proxy
+
+
+def trace(model: nn.Module) -> Captured:
+    """Capture a model by symbolic tracing.
+
+    Raises:
+        CaptureError: the model's control flow depends on numbers or shapes, or it is a ScriptModule.
+    """
+    if isinstance(model, (torch.jit.ScriptModule, torch.jit.ScriptFunction)):
+        raise CaptureError(
+            f"{type(model).__name__} cannot be captured: TorchScript hides its Python code. Hand over the nn.Module it was made from.",
+            got=type(model).__name__,
+        )
+    root = clone(model, same)
+    if isinstance(model, fx.GraphModule):
+        graph = fx.Graph()
+        graph.set_codegen(model.graph._codegen)
+        output = graph.graph_copy(model.graph, {}, return_output_node=True)
+        if output is not None:
+            value, old = output
+            graph.output(value, getattr(old, "type", None))
+        return Captured(root, _renamed(graph, model.graph), type(model).__name__, "fx graph of the given GraphModule")
+    tracer = ChannelTracer()
+    classes = _flagged(root, tracer)
+    try:
+        graph = tracer.trace(root)
+    except CaptureError:
+        raise
+    except Exception as error:
+        raise _explained(error, model) from error
+    finally:
+        for module, original in classes:
+            module.__class__ = original
+    return Captured(root, graph, type(model).__name__, "torch.fx symbolic tracing")
+
+
+def _renamed(graph: fx.Graph, source: fx.Graph) -> fx.Graph:
+    for new, old in zip(graph.nodes, source.nodes, strict=True):
+        new.name = old.name
+        new.meta = dict(old.meta)
+    return graph
+
+
+def _flagged(root: nn.Module, tracer: ChannelTracer) -> list[tuple[nn.Module, type[nn.Module]]]:
+    """Make ``training`` of every module that is traced into a recorded read (clause 3); returns what to undo."""
+    changed = []
+    for path, module in root.named_modules():
+        if path and tracer.is_leaf_module(module, path):
+            continue
+        original = type(module)
+
+        def read(_self: nn.Module, path: str = path) -> fx.Proxy:
+            return tracer.training_flag(path)
+
+        flagged = type(original.__name__, (original,), {"training": property(read), "__module__": original.__module__})
+        try:
+            module.__class__ = flagged
+        except TypeError:
+            continue
+        changed.append((module, original))
+    return changed
+
+
+def _explained(error: Exception, model: nn.Module) -> CaptureError:
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if "/torch/" not in f.filename and "/fxprune/" not in f.filename]
+    place = f' at {frames[-1].filename}:{frames[-1].lineno}, "{frames[-1].line}"' if frames else ""
+    return CaptureError(
+        f"{type(model).__name__} cannot be traced{place}: {error}. Its control flow depends on values that exist only at run time. "
+        "Make the branch depend on a constructor argument, or wrap that function with torch.fx.wrap.",
+        node=frames[-1].name if frames else "",
+        got=type(error).__name__,
+    )

@@ -1,0 +1,1 @@
+"""ChannelGraph: coupled channels, groups, constraints and their reasons."""

@@ -1,0 +1,194 @@
+"""Run a captured graph node by node on meta tensors under a tracker.
+
+1. Parameters and buffers of floating or boolean dtype enter with one fresh factor per dimension of size > 1 (the second dimension of a grouped
+   convolution's weight with one run of atoms per block of rows); integer buffers enter as constants with their numbers.
+2. What a node computes is kept as a pytree whose tensors are ``Value``s.
+3. Model outputs are pinned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from fxprune.capture.clone import clone, to_meta
+from fxprune.capture.inputs import Inputs
+from fxprune.capture.tracer import Captured
+from fxprune.errors import CaptureError, FxpruneError, InputError
+from fxprune.provenance.factor import Ids, Value
+from fxprune.provenance.ledger import Recorder
+from fxprune.provenance.rules import find
+from fxprune.provenance.tracker import Tracker
+
+OnNode = Callable[[fx.Node, Any], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Interpreted:
+    """A recorded run: what every node computes (clause 2) and what the ledger took down."""
+
+    captured: Captured
+    recorder: Recorder
+    nodes: Mapping[str, Any]
+    roots: Mapping[str, tuple[Ids, ...]]
+
+
+def interpret(captured: Captured, inputs: Inputs) -> Interpreted:
+    """Provenance of every node of a captured program (DESIGN: analyze).
+
+    Raises:
+        InputError: the inputs do not fit the program.
+        CaptureError: the program reads numbers out of tensors.
+    """
+    recorder = Recorder()
+    tracker = Tracker(recorder, find)
+    root = evaluation_clone(captured.root, to_meta)
+    roots = {}
+    blocks = grouped_weights(captured.root)
+    real = named_tensors(captured.root)
+    for name, tensor in named_tensors(root).items():
+        if tensor.is_floating_point() or tensor.dtype == torch.bool:
+            roots[name] = tuple(enter(recorder, name, tensor.shape, blocks.get(name, 1)))
+            tracker.bind(tensor, roots[name])
+        else:
+            number = real[name]
+            if number.device.type != "meta":
+                tracker.set_constant(tensor, number.detach().cpu())
+    nodes: dict[str, Any] = {}
+
+    def keep(node: fx.Node, result: Any) -> None:
+        nodes[node.name] = as_values(result, tracker)
+
+    run(captured.graph, root, tracker, inputs.on_meta(), keep)
+    return Interpreted(captured, recorder, nodes, roots)
+
+
+def evaluation_clone(root: nn.Module, tensor: Callable[[str, Tensor], Tensor]) -> nn.Module:
+    new = clone(root, tensor)
+    for module in new.modules():
+        module.__dict__["training"] = False
+    return new
+
+
+def named_tensors(root: nn.Module) -> dict[str, Tensor]:
+    """Every distinct parameter and buffer by its first name."""
+    return {**dict(root.named_parameters()), **dict(root.named_buffers())}
+
+
+def grouped_weights(root: nn.Module) -> dict[str, int]:
+    """Names of grouped convolutions' weights and their number of groups."""
+    return {
+        f"{name}.weight" if name else "weight": module.groups
+        for name, module in root.named_modules()
+        if isinstance(module, nn.modules.conv._ConvNd) and module.groups > 1
+    }
+
+
+def enter(recorder: Recorder, name: str, shape: torch.Size, blocks: int) -> list[Ids]:
+    """Fresh factors of a parameter or buffer (clause 1)."""
+    rank, factors = len(shape), []
+    for dim, size in enumerate(shape):
+        if size < 2:
+            continue
+        if dim == 1 and blocks > 1:
+            ids = recorder.axis(name, dim, size, blocks).reshape(blocks, size)
+            rows = np.repeat(ids, shape[0] // blocks, axis=0)
+            factors.append(rows.reshape(rows.shape + (1,) * (rank - 2)))
+        else:
+            factors.append(recorder.axis(name, dim, size).reshape((1,) * dim + (-1,) + (1,) * (rank - dim - 1)))
+    return factors
+
+
+def as_values(result: Any, tracker: Tracker) -> Any:
+    """A node's result with ``Value`` in the place of tensors."""
+    if isinstance(result, Tensor):
+        return tracker.value(result)
+    if type(result) in (tuple, list):
+        return type(result)(as_values(item, tracker) for item in result)
+    if type(result) is dict:
+        return {key: as_values(item, tracker) for key, item in result.items()}
+    if isinstance(result, (int, float, bool, str, type(None), torch.Size, torch.dtype, torch.device)):
+        return result
+    leaves, spec = torch.utils._pytree.tree_flatten(result)
+    return torch.utils._pytree.tree_unflatten([tracker.value(x) if isinstance(x, Tensor) else x for x in leaves], spec)
+
+
+def run(graph: fx.Graph, root: nn.Module, tracker: Tracker, inputs: Inputs, on_node: OnNode) -> None:
+    """Evaluate every node under the tracker, in order; ``on_node`` sees each result (clauses 2 and 3)."""
+    env: dict[fx.Node, Any] = {}
+    feed = iter(inputs.args)
+    with torch.no_grad(), tracker:
+        for node in graph.nodes:
+            tracker.ledger.node = node.name
+            if node.op == "placeholder":
+                result = _argument(node, feed, inputs.kwargs)
+            else:
+                try:
+                    result = evaluate(node, root, env)
+                except FxpruneError:
+                    raise
+                except Exception as error:
+                    raise InputError(_complaint(node, error), node=node.name, target=str(node.target), got=str(error)) from error
+            if node.op == "output":
+                _pin_outputs(node, result, tracker)
+            env[node] = result
+            on_node(node, result)
+    if next(feed, _MISSING) is not _MISSING:
+        raise InputError("more example inputs were given than the model takes.")
+
+
+_MISSING = object()
+
+
+def _argument(node: fx.Node, feed: Any, kwargs: Mapping[str, Any]) -> Any:
+    name = str(node.target).lstrip("*")
+    if name in kwargs:
+        return kwargs[name]
+    if str(node.target).startswith("**"):
+        return {}
+    value = next(feed, _MISSING)
+    if value is not _MISSING:
+        return value
+    if node.args:
+        return node.args[0]
+    raise InputError(f"the model takes an input {name!r}, and example_inputs does not give it.", node=node.name, expected=name)
+
+
+def evaluate(node: fx.Node, root: nn.Module, env: Mapping[fx.Node, Any]) -> Any:
+    """One node on the values of those before it."""
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: env[n])
+    if node.op == "call_module":
+        return root.get_submodule(str(node.target))(*args, **kwargs)
+    if node.op == "call_function":
+        return node.target(*args, **kwargs)  # type: ignore[operator]
+    if node.op == "call_method":
+        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+    if node.op == "get_attr":
+        return attribute(root, str(node.target))
+    if node.op == "output":
+        return args[0]
+    raise CaptureError(f"node {node.name!r} has the unknown kind {node.op!r}.", node=node.name)
+
+
+def attribute(root: nn.Module, target: str) -> Any:
+    found: Any = root
+    for part in target.split("."):
+        found = getattr(found, part)
+    return found
+
+
+def _pin_outputs(node: fx.Node, result: Any, tracker: Tracker) -> None:
+    for leaf in torch.utils._pytree.tree_leaves(result):
+        if isinstance(leaf, Tensor):
+            for ids in tracker.value(leaf).factors:
+                tracker.ledger.pin(ids, "a model output keeps its shape")
+
+
+def _complaint(node: fx.Node, error: Exception) -> str:
+    line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return f"the model fails on these example inputs at node {node.name!r} ({node.op} {node.target}): {line}"

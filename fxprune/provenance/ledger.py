@@ -1,0 +1,140 @@
+"""What the transfer functions write down: atoms, couplings, pins and splits.
+
+1. ``couple(a, b)``: elementwise after broadcasting, these atoms live and die together.
+2. ``pin(ids, reason)``: these atoms can never go.
+3. ``split(ids)``: a view laid one run of channels out in several dimensions; all but the last are blocks, and every block must
+   keep equally many (decided after closing the couplings, since dimensions along which the coupled channels do not vary
+   are no blocks).
+4. ``part(ids, token)``: these atoms are the channels of a strict part of a value; channels of different parts are different kinds.
+5. ``fresh(n)``: n atoms without a producer (zero padding, constants, expanded dimensions).
+
+Couplings are gathered raw and closed once (graph/closure.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from fxprune.provenance.factor import ALIVE, Ids
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """One dimension of one parameter or buffer, and its atoms ``start .. start + size - 1``.
+
+    ``size`` is ``blocks * shape[dim]``: the second dimension of a grouped convolution's weight has one run of atoms per
+    block of rows (plan.py, clause 3).
+    """
+
+    name: str
+    dim: int
+    start: int
+    size: int
+    blocks: int = 1
+
+    @property
+    def label(self) -> str:
+        return f"{self.name}[{self.dim}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """Atoms that can never go, where that was found, and why."""
+
+    ids: Ids
+    node: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Coupling:
+    """Two equally long runs of atoms that live and die together, and the node that demands it."""
+
+    left: Ids
+    right: Ids
+    node: str
+
+
+class Ledger(Protocol):
+    """What a transfer function may ask for. ``Recorder`` writes it down; rewrite/arrival.py checks it instead."""
+
+    node: str
+
+    def couple(self, a: Ids, b: Ids) -> None: ...
+    def pin(self, ids: Ids, reason: str) -> None: ...
+    def split(self, ids: Ids) -> None: ...
+    def part(self, ids: Ids, token: str) -> None: ...
+    def fresh(self, count: int) -> Ids: ...
+    def reads(self, ids: Ids) -> None: ...
+    def missing(self, operator: str, ids: list[Ids]) -> None: ...
+
+
+@dataclass(slots=True)
+class Recorder:
+    """The ledger of an analysis."""
+
+    node: str = ""
+    atoms: int = 1
+    axes: list[Axis] = field(default_factory=list)
+    couplings: list[Coupling] = field(default_factory=list)
+    pins: list[Pin] = field(default_factory=list)
+    splits: list[tuple[str, Ids]] = field(default_factory=list)
+    parts: list[tuple[str, Ids]] = field(default_factory=list)
+    created: dict[tuple[str, int], Ids] = field(default_factory=dict)
+    readers: list[Ids] = field(default_factory=list)
+    no_rule: dict[str, list[str]] = field(default_factory=dict)
+    _count: dict[str, int] = field(default_factory=dict)
+
+    def axis(self, name: str, dim: int, size: int, blocks: int = 1) -> Ids:
+        """Fresh atoms for a dimension of a parameter or buffer."""
+        self.axes.append(Axis(name, dim, self.atoms, size * blocks, blocks))
+        return self._take(size * blocks)
+
+    def _take(self, count: int) -> Ids:
+        ids = np.arange(self.atoms, self.atoms + count, dtype=np.int64)
+        self.atoms += count
+        return ids
+
+    def fresh(self, count: int) -> Ids:
+        ids = self._take(count)
+        index = self._count.get(self.node, 0)
+        self._count[self.node] = index + 1
+        self.created[(self.node, index)] = ids
+        return ids
+
+    def couple(self, a: Ids, b: Ids) -> None:
+        if a is b:
+            return
+        if a.shape != b.shape:
+            a, b = np.broadcast_arrays(a, b)
+        self.couplings.append(Coupling(a.ravel(), b.ravel(), self.node))
+
+    def pin(self, ids: Ids, reason: str) -> None:
+        self.pins.append(Pin(ids.ravel(), self.node, reason))
+
+    def split(self, ids: Ids) -> None:
+        self.splits.append((self.node, ids))
+
+    def part(self, ids: Ids, token: str) -> None:
+        self.parts.append((f"{self.node}:{token}", ids.ravel()))
+
+    def reads(self, ids: Ids) -> None:
+        """These atoms are the input side of a contraction: what a removed channel is read by."""
+        self.readers.append(ids.ravel())
+
+    def missing(self, operator: str, ids: list[Ids]) -> None:
+        self.no_rule.setdefault(operator, []).append(self.node)
+        for factor in ids:
+            self.pin(factor, f"{operator} has no transfer rule")
+
+
+def is_alive(ids: Ids) -> bool:
+    """True if no atom stands behind these ids."""
+    return bool((ids == ALIVE).all())
+
+
+Created = Mapping[tuple[str, int], Ids]

@@ -1,0 +1,110 @@
+"""Indexing by tensors.
+
+1. Where the index is known (a constant), the ids are indexed by it.
+2. Where it is not, factors that vary along an indexed dimension are pinned; the others do not care which index is taken.
+3. Looking up rows (embedding) carries the columns' factor; rows cannot go.
+4. Scattering keeps the destination's factors and couples the source's like an elementwise operator; factors along the scattered
+   dimension are pinned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxprune.provenance.factor import compress, support
+from fxprune.provenance.rules.movement import expanded
+from fxprune.provenance.tracker import Rule, Tracker
+
+
+def take(t: Tracker, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """``index``, ``index_select``, ``gather``, ``take_along_dim``: clauses 1 and 2."""
+    x, rest = args[0], list(args[1:])
+    value = t.value(x)
+    dims = _indexed(func, x, rest)
+    known = True
+    numbers: list[Any] = []
+    for arg in rest:
+        items = arg if isinstance(arg, (list, tuple)) and any(isinstance(i, Tensor) for i in arg) else None
+        found = [_number(t, i) for i in items] if items is not None else _number(t, arg)
+        known &= all(f is not None or i is None for f, i in zip(found, items, strict=True)) if items is not None else found is not None
+        numbers.append(found)
+    result = func(*args, **kwargs)
+    factors = []
+    for ids in value.factors:
+        if any(d in dims for d in support(ids)):
+            if not known:
+                t.ledger.pin(ids, "indexed by numbers that only a run knows")
+                continue
+        elif not known:
+            numbers = [_zeros(arg) for arg in rest]
+        moved = compress(func(expanded(ids, value.shape), *numbers, **kwargs).numpy())
+        t.ledger.part(moved, "0")
+        factors.append(moved)
+    t.bind(result, factors)
+    t.fold(func, args, kwargs, result)
+    return result
+
+
+def _indexed(func: Any, x: Tensor, rest: list[Any]) -> set[int]:
+    if isinstance(rest[0], int):
+        return {rest[0] % max(x.dim(), 1)}
+    dims: set[int] = set()
+    place = 0
+    for item in rest[0]:
+        if item is None:
+            place += 1
+            continue
+        width = item.dim() if item.dtype in (torch.bool, torch.uint8) else 1
+        dims.update(range(place, place + width))
+        place += width
+    return dims
+
+
+def _number(t: Tracker, arg: Any) -> Any:
+    return t.constant(arg) if isinstance(arg, Tensor) else arg
+
+
+def _zeros(arg: Any) -> Any:
+    if isinstance(arg, Tensor):
+        return torch.zeros(arg.shape, dtype=torch.int64)
+    if isinstance(arg, (list, tuple)):
+        return [_zeros(item) for item in arg]
+    return arg
+
+
+def embedding(t: Tracker, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """Clause 3: ``embedding(weight, indices)``."""
+    weight, indices = args[0], args[1]
+    factors = []
+    rank = indices.dim() + 1
+    for ids in t.value(weight).factors:
+        if support(ids) == (1,):
+            factors.append(ids.reshape((1,) * (rank - 1) + (-1,)))
+        else:
+            t.ledger.pin(ids, "rows of a lookup table")
+    return t.new((*indices.shape, weight.shape[1]), weight, factors)
+
+
+def scatter(t: Tracker, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """Clause 4: ``scatter(x, dim, index, src)`` and its kin."""
+    x, dim = args[0], args[1] % max(args[0].dim(), 1)
+    values = [t.value(a) for a in (x, *args[2:]) if isinstance(a, Tensor) and a.is_floating_point()]
+    for value in values:
+        for ids in value.factors:
+            if dim in support(ids):
+                t.ledger.pin(ids, "scattered along these channels")
+    merged = t.merge(tuple(x.shape), values)
+    if func._schema.is_mutable:
+        return x
+    return t.bind(func(*args, **kwargs), merged)
+
+
+RULES: dict[str, Rule] = {
+    **dict.fromkeys("index index_select gather _unsafe_index take_along_dim".split(), take),
+    "embedding": embedding,
+    **dict.fromkeys("scatter scatter_ scatter_add scatter_add_ index_copy index_copy_ index_add index_add_ index_fill index_fill_".split(), scatter),
+}

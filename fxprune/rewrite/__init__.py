@@ -1,0 +1,1 @@
+"""Rewrite: a captured program and the channels that go -> a smaller GraphModule."""

@@ -1,0 +1,139 @@
+"""The ledger of a slim program: atoms that must be coupled have to arrive side by side.
+
+1. The slim program is run like the original, with the ORIGINAL atoms as ids. Where the analysis coupled two runs of atoms, their
+   coupled channels must now be equal, position by position.
+2. If they differ only in order, and one of them is a parameter's own axis that nothing has used yet, that axis takes the order of the
+   other (its weights are gathered in the order in which elements arrive). Otherwise it is an ``OrderConflict``.
+3. Atoms without a producer get the original's surviving ones, matched by their number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from fxprune.errors import RewriteError
+from fxprune.provenance.factor import Ids, Mask
+from fxprune.provenance.ledger import Axis
+
+
+class OrderConflict(RewriteError):
+    """Channels arrive in an order that no choice of weights can mend. ``components`` are the coupled channels concerned."""
+
+    def __init__(self, message: str, node: str, components: Ids) -> None:
+        super().__init__(message, node=node)
+        self.components = components
+
+
+@dataclass(slots=True)
+class Arrival:
+    """Checks what ``Recorder`` writes down (clauses 1 to 3)."""
+
+    component: Ids
+    alive: Mask
+    created: Mapping[tuple[str, int], Ids]
+    order: dict[Axis, Ids]
+    node: str = ""
+    roots: dict[int, tuple[Axis, Ids]] = field(default_factory=dict)
+    used: set[Axis] = field(default_factory=set)
+    reordered: bool = False
+    _taken: dict[str, int] = field(default_factory=dict)
+
+    def enter(self, axis: Axis, ids: Ids) -> None:
+        """``ids`` is the array under which a parameter's axis enters the run."""
+        self.roots[_address(ids)] = (axis, ids)
+
+    def begin(self, node: str) -> None:
+        self.node = node
+        self._taken.pop(node, None)
+
+    def couple(self, a: Ids, b: Ids) -> None:
+        if a is b:
+            return
+        left, right = np.broadcast_arrays(self.component[a], self.component[b])
+        if np.array_equal(left, right):
+            self._use(a)
+            self._use(b)
+            return
+        known = (np.broadcast_to(a, left.shape) > 0) & (np.broadcast_to(b, left.shape) > 0)
+        if np.array_equal(left[known], right[known]):
+            return
+        if self._reorder(b, left) or self._reorder(a, right):
+            self.couple(a, b)
+            return
+        differing = np.unique(np.concatenate([left[left != right], right[left != right]]))
+        raise OrderConflict(
+            f"at node {self.node!r} channels that belong together arrive in different orders ({len(differing)} channels).",
+            self.node,
+            differing,
+        )
+
+    def _use(self, ids: Ids) -> None:
+        found = self.roots.get(_address(ids))
+        if found is not None:
+            self.used.add(found[0])
+
+    def _reorder(self, ids: Ids, wanted: Ids) -> bool:
+        """Clause 2: let the axis behind ``ids`` take the order of the coupled channels ``wanted``."""
+        found = self.roots.get(_address(ids))
+        if found is None or found[0] in self.used or ids.size != wanted.size:
+            return False
+        axis, root = found
+        if axis.blocks == 1 and root.size != ids.size:
+            return False
+        own, target = self.order[axis] + axis.start, wanted.ravel()
+        if len(own) != len(target):
+            return False
+        have = np.argsort(self.component[own], kind="stable")
+        want = np.argsort(target, kind="stable")
+        if not np.array_equal(self.component[own][have], target[want]):
+            return False
+        permutation = np.empty_like(have)
+        permutation[want] = have
+        new = own[permutation]
+        if axis.blocks > 1:
+            rows = (own.reshape(axis.blocks, -1), new.reshape(axis.blocks, -1))
+            if not np.array_equal(np.sort(rows[0], axis=1), np.sort(rows[1], axis=1)):
+                return False
+            lookup = dict(zip(rows[0][:, 0].tolist(), range(axis.blocks), strict=True))
+            flat = root.reshape(root.shape[0], root.shape[1])
+            which = [lookup[int(first)] for first in flat[:, 0]]
+            flat[...] = rows[1][which]
+        else:
+            root.reshape(-1)[...] = new
+        self.order[axis] = new - axis.start
+        self.used.add(axis)
+        self.reordered = True
+        return True
+
+    def fresh(self, count: int) -> Ids:
+        start = self._taken.get(self.node, 0)
+        while (self.node, start) in self.created:
+            ids = self.created[(self.node, start)]
+            start += 1
+            live = ids[self.alive[ids]]
+            if len(live) == count:
+                self._taken[self.node] = start
+                return live
+        return np.zeros(count, np.int64)
+
+    def pin(self, ids: Ids, reason: str) -> None:
+        """Nothing that is pinned has gone."""
+
+    def split(self, ids: Ids) -> None:
+        """Balances were met by the solver; the shapes show it."""
+
+    def part(self, ids: Ids, token: str) -> None:
+        """Kinds matter to the solver only."""
+
+    def reads(self, ids: Ids) -> None:
+        """Known from the analysis."""
+
+    def missing(self, operator: str, ids: list[Ids]) -> None:
+        """What it touches was pinned by the analysis."""
+
+
+def _address(ids: Ids) -> int:
+    return int(ids.__array_interface__["data"][0])

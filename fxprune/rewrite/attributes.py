@@ -1,0 +1,88 @@
+"""Module attributes that repeat a shape, by ``isinstance`` (subclasses included).
+
+1. ``from_weights``: what follows from the module's own slim tensors alone.
+2. ``from_values``: what follows from the slim values at one call (modules without parameters).
+3. Depthwise convolutions have as many groups as input channels are left; others keep their groups.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fxprune.errors import RewriteError
+
+
+def from_weights(module: nn.Module, original: nn.Module) -> None:
+    """Clause 1, in place on the slim clone's module."""
+    if isinstance(module, nn.modules.conv._ConvNd):
+        _convolution(module, original)
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = _shape(module)[:2]
+    elif isinstance(module, nn.modules.batchnorm._NormBase):
+        own = next((t for t in (module.weight, module.running_mean) if isinstance(t, Tensor)), None)
+        if own is not None:
+            module.num_features = own.shape[0]
+    elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
+        if isinstance(module.weight, Tensor):
+            module.normalized_shape = tuple(module.weight.shape)
+    elif isinstance(module, nn.GroupNorm):
+        if isinstance(module.weight, Tensor):
+            module.num_channels = module.weight.shape[0]
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = module.weight.shape[0]
+    elif isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+        module.num_embeddings, module.embedding_dim = module.weight.shape
+    elif isinstance(module, nn.Bilinear):
+        module.out_features, module.in1_features, module.in2_features = module.weight.shape
+
+
+def _shape(module: nn.Module) -> torch.Size:
+    for name in ("weight_v", "weight_orig", "weight"):
+        found = module._parameters.get(name)
+        if found is not None:
+            return found.shape
+    return module.weight.shape  # type: ignore[return-value, union-attr]
+
+
+def _convolution(module: Any, original: Any) -> None:
+    shape = _shape(module)
+    if original.groups > 1 and original.in_channels == original.groups:
+        per_out = original.out_channels // original.groups
+        module.groups = shape[0] if module.transposed else shape[0] // per_out
+    if module.transposed:
+        module.in_channels, module.out_channels = shape[0], shape[1] * module.groups
+    else:
+        module.out_channels, module.in_channels = shape[0], shape[1] * module.groups
+
+
+def from_values(module: nn.Module, given: tuple[int, ...], predicted: tuple[int, ...], pads: list[int] | None) -> bool:
+    """Clause 2, in place. ``given`` and ``predicted`` are the slim shapes of input and output; True if something changed.
+
+    Raises:
+        RewriteError: the module was already fitted to another width.
+    """
+    before = dict(module.__dict__)
+    if isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
+        module.normalized_shape = tuple(given[len(given) - len(module.normalized_shape) :])
+    elif isinstance(module, nn.modules.batchnorm._NormBase):
+        module.num_features = given[1]
+    elif isinstance(module, nn.GroupNorm):
+        module.num_channels = given[1]
+    elif isinstance(module, nn.Unflatten):
+        dim = int(module.dim) % len(given)  # type: ignore[arg-type]
+        sizes = predicted[dim : dim + len(module.unflattened_size)]
+        module.unflattened_size = tuple(old if old == -1 else new for old, new in zip(module.unflattened_size, sizes, strict=True))  # type: ignore[assignment]
+    elif pads is not None and hasattr(module, "padding"):
+        module.padding = tuple(pads)
+    else:
+        return False
+    changed = {key: value for key, value in module.__dict__.items() if before.get(key) != value}
+    fitted = module.__dict__.get("_fxprune_fitted")
+    if changed and fitted is not None and fitted != changed:
+        raise RewriteError(f"a {type(module).__name__} without parameters is called on values of different slim widths.")
+    if changed:
+        module.__dict__["_fxprune_fitted"] = changed
+    return bool(changed)

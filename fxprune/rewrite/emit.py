@@ -1,0 +1,347 @@
+"""Emit the slim program.
+
+1. Axes lose their dead atoms; modules of a structural clone get slim tensors (first on meta) and patched attributes.
+2. Node by node, the new program is run on meta with the ORIGINAL atoms as ids (arrival.py). A node whose result has not the predicted
+   shape, or does not hold the predicted channels, has its literals patched (literals.py) and is run again.
+3. Parameter axes take the order in which elements arrive. When a pass has changed an order, the next one starts from it.
+4. A group that is emptied (floor = 0) keeps one *ghost* channel per group whose readers weigh it with zero: what the branch still
+   contributes is a constant, and no operator ever sees an empty tensor.
+5. Weights are copied last, once, and only survivors.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from fxprune.capture.clone import clone
+from fxprune.capture.inputs import Inputs
+from fxprune.errors import RewriteError
+from fxprune.graph.channels import ChannelGraph
+from fxprune.provenance.factor import Ids, Mask, Value, live_sizes, support
+from fxprune.provenance.interpret import attribute, evaluate, evaluation_clone, named_tensors
+from fxprune.provenance.ledger import Axis
+from fxprune.provenance.rules import find
+from fxprune.provenance.tracker import Tracker
+from fxprune.rewrite import attributes, literals
+from fxprune.rewrite.arrival import Arrival, OrderConflict
+from fxprune.rewrite.slicing import like, silence, slim_factors, slim_shape, take
+
+PASSES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Emitted:
+    """The slim program and the order in which each axis' survivors stand in it."""
+
+    module: fx.GraphModule
+    order: Mapping[Axis, Ids]
+
+
+@dataclass(slots=True)
+class _Pass:
+    """One run of the slim program (clause 2)."""
+
+    graph: ChannelGraph
+    alive: Mask
+    arrival: Arrival
+    tracker: Tracker
+    root: nn.Module
+    by_name: dict[str, list[Axis]]
+    shapes: dict[int, tuple[Value, tuple[int, ...]]]
+
+
+def emit(graph: ChannelGraph, removed: Mask, inputs: Inputs, *, weights: bool = True) -> Emitted:
+    """The slim program for a set of removed coupled channels.
+
+    ``weights=False`` stops before clause 5: the result's tensors are on meta (used to probe a plan).
+
+    Raises:
+        OrderConflict: channels arrive in an order that no weights can mend.
+        RewriteError: a node cannot be patched to give what provenance predicts.
+    """
+    removed, ghosts = _revive(graph, removed)
+    component = graph.closed.component
+    alive = ~removed[component]
+    order = {a: np.flatnonzero(alive[a.start : a.start + a.size]) for a in graph.axes}
+    by_name: dict[str, list[Axis]] = {}
+    for axis in graph.axes:
+        by_name.setdefault(axis.name, []).append(axis)
+    for _ in range(PASSES):
+        arrival = Arrival(component, alive, graph.program.recorder.created, order)
+        try:
+            new, root = _run(graph, alive, arrival, by_name, inputs)
+        except OrderConflict:
+            if not arrival.reordered:
+                raise
+            order = arrival.order
+            continue
+        if not arrival.reordered:
+            break
+        order = arrival.order
+    else:
+        raise RewriteError(f"the order of channels did not settle in {PASSES} passes.")
+    if weights:
+        _fill(graph, root, by_name, order, ghosts)
+    return Emitted(_module(graph, root, new), order)
+
+
+def _revive(graph: ChannelGraph, removed: Mask) -> tuple[Mask, dict[Axis, Ids]]:
+    """Clause 4: one channel of every emptied group lives on; returns its atoms per axis that reads them."""
+    ghosts = [g.channels[0] for g in graph.groups if removed[g.channels].all()]
+    if not ghosts:
+        return removed, {}
+    removed = removed.copy()
+    removed[ghosts] = False
+    dead = np.zeros(graph.closed.count, np.bool_)
+    dead[ghosts] = True
+    per_axis = {}
+    for number, axis in enumerate(graph.axes):
+        if graph.reading[number]:
+            atoms = np.flatnonzero(dead[graph.closed.component[axis.start : axis.start + axis.size]])
+            if len(atoms):
+                per_axis[axis] = atoms
+    return removed, per_axis
+
+
+def _run(
+    graph: ChannelGraph, alive: Mask, arrival: Arrival, by_name: dict[str, list[Axis]], inputs: Inputs
+) -> tuple[fx.Graph, nn.Module]:
+    captured = graph.program.captured
+    originals = named_tensors(captured.root)
+
+    def shrink(name: str, old: Tensor) -> Tensor:
+        known = old is originals.get(name)
+        shape = slim_shape(old.shape, by_name.get(name, ()), arrival.order) if known else tuple(old.shape)
+        return torch.empty(shape, dtype=old.dtype, device="meta")
+
+    root = evaluation_clone(captured.root, shrink)
+    tracker = Tracker(arrival, find)
+    for name, tensor in named_tensors(root).items():
+        if name in graph.program.roots:
+            axes = by_name.get(name, [])
+            factors = slim_factors(originals[name].shape, axes, arrival.order)
+            for axis, ids in zip(axes, factors, strict=True):
+                arrival.enter(axis, ids)
+            tracker.bind(tensor, factors)
+        elif originals[name].device.type != "meta":
+            tracker.set_constant(tensor, originals[name].detach().cpu())
+    with torch.no_grad():
+        for module, original in zip(root.modules(), captured.root.modules(), strict=True):
+            attributes.from_weights(module, original)
+    state = _Pass(graph, alive, arrival, tracker, root, by_name, {})
+    return _nodes(state, inputs.on_meta()), root
+
+
+def _nodes(state: _Pass, inputs: Inputs) -> fx.Graph:
+    """Clause 2, for every node in order."""
+    source = state.graph.program.captured.graph
+    new = fx.Graph()
+    new.set_codegen(source._codegen)
+    table: dict[fx.Node, fx.Node] = {}
+    env: dict[fx.Node, Any] = {}
+    feed = iter(inputs.args)
+    with torch.no_grad(), state.tracker:
+        for node in source.nodes:
+            copy = new.node_copy(node, lambda n: table[n])
+            copy.name = node.name
+            table[node] = copy
+            state.arrival.begin(node.name)
+            if node.op == "placeholder":
+                name = str(node.target).lstrip("*")
+                given = inputs.kwargs[name] if name in inputs.kwargs else next(feed, node.args[0] if node.args else {})
+                env[copy] = given
+            else:
+                env[copy] = _node(state, node, copy, env)
+    return new
+
+
+def _node(state: _Pass, node: fx.Node, copy: fx.Node, env: dict[fx.Node, Any]) -> Any:
+    expected = state.graph.nodes[node.name]
+    if not (node.op == "call_function" and node.target in literals.ALWAYS) and not (
+        node.op == "call_method" and node.target in literals.ALWAYS
+    ):
+        result, problem = _attempt(state, copy, expected, env)
+        if problem is None:
+            return result
+    else:
+        problem = "its literals are positions"
+    if node.op == "call_module":
+        changed = _patch_module(state, node, copy, expected, env)
+    else:
+        changed = _patch_call(state, node, copy, expected, env)
+    if changed or problem == "its literals are positions":
+        result, problem = _attempt(state, copy, expected, env)
+        if problem is None:
+            return result
+    raise RewriteError(
+        f"node {node.name!r} ({node.op} {node.target}) cannot be made smaller: {problem}.{_context(node)}",
+        node=node.name,
+        target=str(node.target),
+        expected=_shapes(state, expected),
+    )
+
+
+def _context(node: fx.Node) -> str:
+    lines = [n.format_node() or "" for n in (node.prev, node, node.next) if n.op != "root"]
+    return "\n    " + "\n    ".join(lines)
+
+
+def _attempt(state: _Pass, copy: fx.Node, expected: Any, env: dict[fx.Node, Any]) -> tuple[Any, str | None]:
+    """Evaluate a node of the new program; the second result says what is wrong with it, or None."""
+    state.arrival.begin(copy.name)
+    try:
+        result = evaluate(copy, state.root, env)
+    except RewriteError:
+        raise
+    except Exception as error:
+        return None, f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+    return result, _compare(state, expected, result)
+
+
+def _compare(state: _Pass, expected: Any, result: Any) -> str | None:
+    """Shapes and channels of a slim result against what provenance predicts."""
+    if isinstance(expected, Value):
+        if not isinstance(result, Tensor):
+            return "it is no tensor any more"
+        predicted = _predict(state, expected)
+        if predicted is None:
+            raise OrderConflict(
+                f"what is left at node {state.arrival.node!r} does not fill a box.",
+                state.arrival.node,
+                np.unique(np.concatenate([state.arrival.component[ids].ravel() for ids in expected.factors])),
+            )
+        if tuple(result.shape) != predicted:
+            return f"it has shape {tuple(result.shape)}, provenance predicts {predicted}"
+        return _compare_channels(state, expected, state.tracker.value(result))
+    if isinstance(expected, (tuple, list)):
+        if not isinstance(result, (tuple, list)) or len(result) != len(expected):
+            return f"it has another number of results than {len(expected)}"
+        for old, new in zip(expected, result, strict=True):
+            problem = _compare(state, old, new)
+            if problem is not None:
+                return problem
+        return None
+    if isinstance(expected, dict):
+        return next((p for key in expected if (p := _compare(state, expected[key], result[key])) is not None), None)
+    leaves = pytree.tree_leaves(expected)
+    if any(isinstance(leaf, Value) for leaf in leaves):
+        found = pytree.tree_leaves(result)
+        return next((p for a, b in zip(leaves, found, strict=True) if (p := _compare(state, a, b)) is not None), None)
+    return None
+
+
+def _compare_channels(state: _Pass, expected: Value, got: Value) -> str | None:
+    if len(expected.factors) != len(got.factors):
+        return None
+    for old, new in zip(expected.factors, got.factors, strict=True):
+        if (new == 0).any():
+            continue
+        want = np.sort(state.arrival.component[old[state.alive[old]]], axis=None)
+        have = np.sort(state.arrival.component[new], axis=None)
+        if len(support(old)) == 1 and not np.array_equal(want, have):
+            return "it holds other channels than provenance predicts"
+    return None
+
+
+def _predict(state: _Pass, value: Value) -> tuple[int, ...] | None:
+    if not value.factors:
+        return value.shape
+    found = state.shapes.get(id(value))
+    if found is None:
+        sizes = live_sizes(value.shape, value.factors, state.alive)
+        if sizes is None:
+            return None
+        found = state.shapes[id(value)] = (value, sizes)
+    return found[1]
+
+
+def _shapes(state: _Pass, expected: Any) -> Any:
+    return pytree.tree_map_only(Value, lambda v: _predict(state, v), expected)
+
+
+def _patch_call(state: _Pass, node: fx.Node, copy: fx.Node, expected: Any, env: dict[fx.Node, Any]) -> bool:
+    originals = fx.node.map_arg((node.args, node.kwargs), lambda n: state.graph.nodes[n.name])
+    slim = fx.node.map_arg((copy.args, copy.kwargs), lambda n: env[n])
+    created = state.arrival.created
+    counts, k = [], 0
+    while (node.name, k) in created:
+        counts.append(int(state.alive[created[(node.name, k)]].sum()))
+        k += 1
+
+    def constant(part: Any) -> Tensor | None:
+        if isinstance(part, fx.Node) and part.op == "get_attr":
+            found = attribute(state.graph.program.captured.root, str(part.target))
+            return found if isinstance(found, Tensor) and not found.is_floating_point() else None
+        return None
+
+    site = literals.Site(copy, originals, slim, _shapes(state, expected), state.alive, tuple(counts), constant)
+    call = literals.patch(site)
+    if call is None:
+        return False
+    target, args, kwargs = call
+    if target is operator.getitem and copy.op == "call_method":
+        copy.op = "call_function"
+    copy.target, copy.args, copy.kwargs = target, args, kwargs
+    return True
+
+
+def _patch_module(state: _Pass, node: fx.Node, copy: fx.Node, expected: Any, env: dict[fx.Node, Any]) -> bool:
+    module = state.root.get_submodule(str(node.target))
+    given = next((env[a] for a in copy.all_input_nodes), None)
+    if not isinstance(given, Tensor) or not isinstance(expected, Value):
+        return False
+    value = state.graph.nodes[node.all_input_nodes[0].name]
+    padding = getattr(module, "padding", None)
+    pads = None
+    if isinstance(module, nn.modules.padding._ConstantPadNd) and isinstance(padding, tuple):
+        created = state.arrival.created
+        counts, k = [], 0
+        while (node.name, k) in created:
+            counts.append(int(state.alive[created[(node.name, k)]].sum()))
+            k += 1
+        site = literals.Site(copy, ((value,), {}), ((given,), {}), None, state.alive, tuple(counts), lambda _: None)
+        pads = literals.pad_counts(site, value, list(padding))
+    predicted = _predict(state, expected)
+    return predicted is not None and attributes.from_values(module, tuple(given.shape), predicted, pads)
+
+
+def _fill(
+    graph: ChannelGraph, root: nn.Module, by_name: dict[str, list[Axis]], order: Mapping[Axis, Ids], ghosts: dict[Axis, Ids]
+) -> None:
+    """Clause 5: real tensors in the place of the meta ones."""
+    originals = named_tensors(graph.program.captured.root)
+
+    def copy(name: str, old: Tensor) -> Tensor:
+        axes = by_name.get(name, [])
+        new = take(old, axes if old is originals.get(name) else (), order)
+        silence(new, axes, order, ghosts)
+        return like(old, new)
+
+    filled = clone(graph.program.captured.root, copy)
+    for target, source in zip(root.modules(), filled.modules(), strict=True):
+        target._parameters, target._buffers = source._parameters, source._buffers
+        for key, value in source.__dict__.items():
+            if isinstance(value, Tensor):
+                target.__dict__[key] = value
+        if "_flat_weights" in source.__dict__:
+            target.__dict__["_flat_weights"] = source.__dict__["_flat_weights"]
+        target.__dict__.pop("_fxprune_fitted", None)
+
+
+def _module(graph: ChannelGraph, root: nn.Module, new: fx.Graph) -> fx.GraphModule:
+    captured = graph.program.captured
+    for target, source in zip(root.modules(), captured.root.modules(), strict=True):
+        target.training = source.training
+    slim = fx.GraphModule(root, new, captured.name)
+    modes = {name: module.training for name, module in captured.root.named_modules()}
+    for name, module in slim.named_modules():
+        module.training = modes.get(name, slim.training)
+    return slim

@@ -1,0 +1,102 @@
+"""Generic slicing: every parameter and buffer by the live atoms of each of its axes.
+
+1. ``order[axis]`` lists the surviving atoms of an axis in the order in which they stand in the slim tensor; by default ascending.
+2. An axis with several blocks of rows (plan.py, clause 3) keeps equally many atoms in each block; rows gather their own block's.
+3. Only survivors are copied: tensors of more than ``CHUNK`` bytes are gathered row by row range, so the peak stays close to the
+   slim tensor's own size. Nothing of the result shares storage with the original.
+4. *Ghost* atoms (emptied layers, see emit.py) are emitted, and zeroed where they are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fxprune.provenance.factor import Ids
+from fxprune.provenance.ledger import Axis
+
+CHUNK = 1 << 24
+
+
+def slim_shape(shape: Sequence[int], axes: Sequence[Axis], order: Mapping[Axis, Ids]) -> tuple[int, ...]:
+    """The shape of a slim tensor."""
+    sizes = list(shape)
+    for axis in axes:
+        sizes[axis.dim] = len(order[axis]) // axis.blocks
+    return tuple(sizes)
+
+
+def slim_factors(shape: Sequence[int], axes: Sequence[Axis], order: Mapping[Axis, Ids]) -> list[Ids]:
+    """The factors of a slim tensor: the original atoms that stand along each of its dimensions."""
+    rank, factors = len(shape), []
+    for axis in axes:
+        ids = axis.start + order[axis]
+        if axis.blocks > 1:
+            blocks = _row_blocks(shape, axes, order, axis)
+            rows = ids.reshape(axis.blocks, -1)[blocks]
+            factors.append(rows.reshape(rows.shape + (1,) * (rank - 2)))
+        else:
+            factors.append(ids.reshape((1,) * axis.dim + (-1,) + (1,) * (rank - axis.dim - 1)))
+    return factors
+
+
+def _row_blocks(shape: Sequence[int], axes: Sequence[Axis], order: Mapping[Axis, Ids], axis: Axis) -> Ids:
+    """Which block each surviving row belongs to."""
+    rows = next((order[a] for a in axes if a.dim == 0), np.arange(shape[0]))
+    return rows // (shape[0] // axis.blocks)
+
+
+def take(tensor: Tensor, axes: Sequence[Axis], order: Mapping[Axis, Ids]) -> Tensor:
+    """The slim tensor (clauses 1 to 3), on the original's device and in its dtype and memory format."""
+    source = tensor.detach()
+    index: list[Tensor | None] = [None] * source.dim()
+    blocked: tuple[Ids, Ids] | None = None
+    for axis in axes:
+        rows = order[axis]
+        if axis.blocks > 1:
+            inner = rows.reshape(axis.blocks, -1) % tensor.shape[axis.dim]
+            blocked = (inner, _row_blocks(tensor.shape, axes, order, axis))
+        elif len(rows) != axis.size or not np.array_equal(rows, np.arange(axis.size)):
+            index[axis.dim] = torch.from_numpy(np.ascontiguousarray(rows)).to(source.device)
+    if blocked is not None and blocked[0].shape[1] == tensor.shape[1] and np.array_equal(blocked[0], np.broadcast_to(np.arange(tensor.shape[1]), blocked[0].shape)):
+        blocked = None
+    if source.dim() == 0 or (blocked is None and all(i is None for i in index)):
+        return source.clone(memory_format=torch.preserve_format)
+    shape = slim_shape(tensor.shape, axes, order)
+    result = torch.empty(shape, dtype=source.dtype, device=source.device)
+    if source.dim() == 4 and source.is_contiguous(memory_format=torch.channels_last) and not source.is_contiguous():
+        result = result.contiguous(memory_format=torch.channels_last)
+    step = max(1, CHUNK // max(1, source[0].numel() * source.element_size()))
+    for start in range(0, shape[0], step):
+        stop = min(shape[0], start + step)
+        part = source.index_select(0, index[0][start:stop]) if index[0] is not None else source[start:stop]
+        if blocked is not None:
+            inner, blocks = blocked
+            columns = torch.from_numpy(inner[blocks[start:stop]]).to(source.device)
+            columns = columns.reshape(columns.shape + (1,) * (part.dim() - 2)).expand(-1, -1, *part.shape[2:])
+            part = part.gather(1, columns)
+        for dim in range(1, source.dim()):
+            rows = index[dim]
+            if rows is not None:
+                part = part.index_select(dim, rows)
+        result[start:stop] = part
+    return result
+
+
+def silence(tensor: Tensor, axes: Sequence[Axis], order: Mapping[Axis, Ids], ghosts: Mapping[Axis, Ids]) -> None:
+    """Zero the entries of a slim tensor that read ghost atoms (clause 4), in place."""
+    for axis in axes:
+        dead = ghosts.get(axis)
+        if dead is not None and axis.blocks == 1:
+            places = np.flatnonzero(np.isin(order[axis], dead))
+            tensor.index_fill_(axis.dim, torch.from_numpy(places).to(tensor.device), 0)
+
+
+def like(old: Tensor, new: Tensor) -> Tensor:
+    """``new`` as a parameter if ``old`` is one, with the same requires_grad."""
+    if isinstance(old, nn.Parameter):
+        return nn.Parameter(new, requires_grad=old.requires_grad)
+    return new.requires_grad_(old.requires_grad)

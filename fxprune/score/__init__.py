@@ -1,0 +1,1 @@
+"""Scores: one importance per coupled channel of a group."""

@@ -1,0 +1,144 @@
+"""Scores. A score is a callable ``(ChannelGroup) -> Tensor`` of shape (channels,): the least important channels go first.
+
+1. ``gamma``: mean |gamma| of the coupling class over the batch norms it passes (Liu et al. 2017, section 3; where they rank each
+   gamma by itself we rank the class, since it goes as a whole). ``gamma_sum`` and ``gamma_max`` are variants.
+2. ``magnitude``: L2 norm of what produces a channel, relative to the mean of its axis, so that groups are comparable.
+3. ``random``: a seeded baseline.
+4. ``auto`` is ``gamma`` where every prunable group has one, and ``magnitude`` otherwise.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fxprune.errors import BudgetError, WeightError
+from fxprune.graph.channels import ChannelGroup, Member
+
+Score = Callable[[ChannelGroup], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """The name of the score that was used, and its values per group (float64, on the CPU)."""
+
+    name: str
+    values: tuple[Tensor, ...]
+
+
+def _gammas(group: ChannelGroup) -> list[tuple[Member, Tensor]]:
+    return [(m, group.tensors[m.name].detach().abs().to("cpu", torch.float64)) for m in group.members if m.name in group.gammas]
+
+
+def gamma(group: ChannelGroup) -> Tensor:
+    """Clause 1: mean |gamma| over the class; shape (channels,)."""
+    return gamma_sum(group) / _gamma_counts(group).clamp(min=1)
+
+
+def gamma_sum(group: ChannelGroup) -> Tensor:
+    """Sum of |gamma| over the class; shape (channels,)."""
+    total = torch.zeros(len(group), dtype=torch.float64)
+    for member, values in _gammas(group):
+        total.index_add_(0, torch.from_numpy(member.channel), values[torch.from_numpy(member.atom)])
+    return total
+
+
+def gamma_max(group: ChannelGroup) -> Tensor:
+    """Largest |gamma| of the class; shape (channels,)."""
+    top = torch.zeros(len(group), dtype=torch.float64)
+    for member, values in _gammas(group):
+        top.scatter_reduce_(0, torch.from_numpy(member.channel), values[torch.from_numpy(member.atom)], "amax")
+    return top
+
+
+def _gamma_counts(group: ChannelGroup) -> Tensor:
+    count = torch.zeros(len(group), dtype=torch.float64)
+    for member in group.members:
+        if member.name in group.gammas:
+            count.index_add_(0, torch.from_numpy(member.channel), torch.ones(len(member.channel), dtype=torch.float64))
+    return count
+
+
+def magnitude(group: ChannelGroup) -> Tensor:
+    """Clause 2; shape (channels,)."""
+    members = [m for m in group.members if not m.reads and group.tensors[m.name].dim() > 1]
+    members = members or [m for m in group.members if group.tensors[m.name].dim() > 1] or list(group.members)
+    total = torch.zeros(len(group), dtype=torch.float64)
+    for member in members:
+        norms = atom_norms(group.tensors[member.name], member)
+        total += group.per_channel(member, norms / norms.mean().clamp(min=1e-30))
+    return total / len(members)
+
+
+def atom_norms(tensor: Tensor, member: Member) -> Tensor:
+    """L2 norm of each atom of an axis (plan.py, clause 3); shape (atoms,), float64 on the CPU."""
+    values = tensor.detach()
+    if values.dtype in (torch.float16, torch.bfloat16):
+        values = values.float()
+    if member.blocks > 1:
+        values = values.unflatten(0, (member.blocks, -1)).transpose(1, member.dim + 1)  # blocks, atoms, rows, ...
+        norms = torch.linalg.vector_norm(values, dim=list(range(2, values.dim()))).flatten()
+    else:
+        dims = [d for d in range(values.dim()) if d != member.dim]
+        norms = torch.linalg.vector_norm(values, dim=dims) if dims else values.abs()
+    return norms.to("cpu", torch.float64)
+
+
+def random(group: ChannelGroup) -> Tensor:
+    """Clause 3: seeded by the group's name; shape (channels,)."""
+    generator = torch.Generator().manual_seed(zlib.crc32(group.name.encode()))
+    return torch.rand(len(group), generator=generator, dtype=torch.float64)
+
+
+NAMED: dict[str, Score] = {
+    "gamma": gamma,
+    "gamma_sum": gamma_sum,
+    "gamma_max": gamma_max,
+    "magnitude": magnitude,
+    "random": random,
+}
+
+
+def score(groups: Sequence[ChannelGroup], how: str | Score = "auto") -> Scored:
+    """One importance per coupled channel of every group.
+
+    Raises:
+        BudgetError: an unknown score, or gammas asked for where a group has none.
+        WeightError: scores that are not finite.
+    """
+    if isinstance(how, str):
+        name = how if how != "auto" else "gamma" if all(g.gammas for g in groups) else "magnitude"
+        if name not in NAMED:
+            raise BudgetError(f"score must be 'auto', one of {sorted(NAMED)} or a callable, got {how!r}.", got=how)
+        function = NAMED[name]
+        bare = [g.name for g in groups if name.startswith("gamma") and not g.gammas]
+        if bare:
+            raise BudgetError(
+                f"score={name!r} needs a batch norm in every group; {bare[0]!r} and {len(bare) - 1} more have none. Use score='auto' or 'magnitude'.",
+                node=bare[0],
+            )
+    else:
+        function, name = how, getattr(how, "__name__", type(how).__name__)
+    values = []
+    for group in groups:
+        given = torch.as_tensor(function(group)).detach().to("cpu", torch.float64)
+        if given.shape != (len(group),):
+            raise BudgetError(
+                f"score {name!r} must return {len(group)} values for group {group.name!r}, got shape {tuple(given.shape)}.",
+                node=group.name,
+                expected=(len(group),),
+                got=tuple(given.shape),
+            )
+        if not bool(torch.isfinite(given).all()):
+            bad = int((~torch.isfinite(given)).sum())
+            raise WeightError(
+                f"{bad} of the {len(group)} channels of group {group.name!r} have a score that is NaN or infinite. "
+                "The model's weights are damaged (did training diverge?); nothing was pruned.",
+                node=group.name,
+            )
+        values.append(given)
+    return Scored(name, tuple(values))

@@ -1,0 +1,1 @@
+"""Solvers: ChannelGraph, scores and a budget -> Plan."""

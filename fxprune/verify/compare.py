@@ -1,0 +1,189 @@
+"""Comparing values of the slim program with values of the masked original.
+
+1. Of a masked value the elements that exist are compared. Wild elements exist if the slim value has room for them; where it has
+   room for some only, the value is skipped, for its existence is decided later.
+2. Where the elements that exist are an outer product over the dimensions, shape and order are exact. A ragged value may be
+   permuted: its varying dimensions are compared as one set of vectors. Behind a ragged value, or under a plan whose kept indices
+   are not ascending, an outer product may be permuted likewise.
+3. The error of a value is ``max |a - b| / max |a|``. Outputs must exist in full, in order, within ``rtol``; inner values within
+   ``SLACK * rtol``, for cancellation may enlarge errors that vanish again. Values that are not floating are compared exactly.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils._pytree import tree_flatten
+
+from fxprune.errors import VerificationError
+from fxprune.plan import Plan
+from fxprune.verify.existence import ALIVE, DEAD, full, has_dead, mask_of
+
+SLACK = 1000.0
+
+
+class Comparison:
+    """The running result of one validation, and the rules of clauses 1 to 3."""
+
+    def __init__(self, plan: Plan, rtol: float) -> None:
+        self.rtol = rtol
+        self.permuted = any(list(rows) != sorted(rows) for dims in plan.kept.values() for rows in dims.values())
+        self.compared = self.outputs = 0
+        self.outputs_error = 0.0
+        self.worst = (0.0, "")
+        self.skipped: list[str] = []
+        self.reordered: list[str] = []
+
+    def inner(self, node: fx.Node, expected: Any, got: Any) -> None:
+        """Compare the values of two corresponding nodes."""
+        pairs = _paired(expected, got)
+        if not pairs:
+            return
+        errors = [self._tensor(a, b, node.name) for a, b in pairs]
+        if any(error is None for error in errors):
+            self.skipped.append(node.name)
+        else:
+            self.compared += 1
+        self._note(node.name, max((e for e in errors if e is not None), default=0.0), SLACK * self.rtol)
+
+    def output(self, node: fx.Node, expected: Any, got: Any) -> None:
+        """Compare what the two programs return."""
+        for a, b in _paired(expected, got):
+            if has_dead(mask_of(a)):
+                dead = int((full(mask_of(a), a) == DEAD).sum())
+                raise VerificationError(
+                    f"the plan removes {dead} of {a.numel()} elements of an output; outputs keep their shape",
+                    expected="no removed element",
+                    got=f"{dead} removed elements",
+                )
+            _same_shape(tuple(a.shape), b)
+            error = relative_error(a, b)
+            self.outputs += 1
+            self.outputs_error = max(self.outputs_error, error)
+            self._note(node.name, error, self.rtol)
+
+    def _note(self, name: str, error: float, bound: float) -> None:
+        if error >= self.worst[0]:
+            self.worst = (error, name)
+        if not error <= bound:
+            raise VerificationError(
+                f"the slim value differs from the masked original: relative error {error:.3g}, allowed {bound:.1g}",
+                expected=bound,
+                got=error,
+            )
+
+    def _tensor(self, a: Tensor, b: Tensor, name: str) -> float | None:
+        """The error of one tensor, None if its existence is decided later (clauses 1 and 2)."""
+        mask = mask_of(a)
+        if mask is None:
+            _same_shape(tuple(a.shape), b)
+            return relative_error(a, b)
+        states = full(mask, a)
+        alive, present = int((states == ALIVE).sum()), int((states != DEAD).sum())
+        if alive <= b.numel() < present:
+            return None
+        if present == 0:
+            if b.numel():
+                raise _shape_error("nothing", b)
+            return 0.0
+        exists = mask != DEAD
+        varying = [d for d in range(a.ndim) if mask.shape[d] > 1]
+        lines = {d: exists.any(dim=[e for e in range(a.ndim) if e != d]) if a.ndim > 1 else exists for d in varying}
+        sizes = [int(lines[d].sum()) if d in varying else a.shape[d] for d in range(a.ndim)]
+        if present == torch.Size(sizes).numel():
+            _same_shape(tuple(sizes), b)
+            for d in varying:
+                a = a.index_select(d, lines[d].nonzero()[:, 0])
+            error = relative_error(a, b)
+            if not self.permuted or not error > SLACK * self.rtol:
+                return error
+            expected, found = _vectors(a, varying), _vectors(b, varying)
+        else:
+            self.permuted = True
+            if b.numel() != present:
+                raise _shape_error(f"{present} elements (ragged, of {tuple(a.shape)})", b)
+            if not _balanced(exists, lines, b):
+                raise _shape_error(f"{tuple(sizes)} at most, ragged with {present} elements in equal blocks", b)
+            rest = [d for d in range(a.ndim) if d not in varying]
+            if b.ndim != a.ndim or any(b.shape[d] != a.shape[d] for d in rest):
+                rest, varying = [], list(range(a.ndim))
+            columns = exists.permute(*rest, *varying).expand(*[1 for _ in rest], *[a.shape[d] for d in varying]).reshape(-1)
+            expected = _vectors(a, varying)[:, columns]
+            found = _vectors(b, varying if rest else list(range(b.ndim)))
+        self.reordered.append(name)
+        return relative_error(*_matched(expected, found))
+
+
+def relative_error(a: Tensor, b: Tensor) -> float:
+    """``max |a - b| / max |a|``; infinite where not floating values differ, or where one is NaN and the other is not."""
+    if a.numel() == 0:
+        return 0.0
+    if not (a.is_floating_point() or a.is_complex()):
+        return 0.0 if torch.equal(a, b.to(a.dtype)) else math.inf
+    apart, scale = float((a - b).abs().max()), float(a.abs().max())
+    if math.isfinite(apart) and math.isfinite(scale):
+        return apart / max(1e-30, scale)
+    same = (a == b) | (a.isnan() & b.isnan())
+    if not bool((same | (a.isfinite() & b.isfinite())).all()):
+        return math.inf
+    apart = float(torch.where(same, 0.0, (a - b).abs()).max())
+    return apart / max(1e-30, float(torch.where(a.isfinite(), a.abs(), 0.0).max()))
+
+
+def _balanced(exists: Tensor, lines: dict[int, Tensor], got: Tensor) -> bool:
+    """A ragged value fits where one of its dimensions with equally many elements per index has its size in the slim value."""
+    if got.ndim != exists.ndim:
+        return True
+    equal = []
+    for dim, line in lines.items():
+        counts = exists.sum(dim=[d for d in range(exists.ndim) if d != dim])[line]
+        if bool((counts == counts[0]).all()):
+            equal.append(got.shape[dim] == len(counts))
+    return any(equal) or not equal
+
+
+def _vectors(value: Tensor, varying: list[int]) -> Tensor:
+    """``(rest, positions)``: one column for every position in the varying dimensions."""
+    rest = [d for d in range(value.ndim) if d not in varying]
+    return value.permute(*rest, *varying).reshape(torch.Size([value.shape[d] for d in rest]).numel(), -1)
+
+
+def _matched(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Bring the columns of both into one order: that of their products with a fixed random vector."""
+    if a.shape != b.shape:
+        raise _shape_error(f"{a.shape[1]} vectors of {a.shape[0]}", b)
+    key = torch.rand(a.shape[0], generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(a.device) + 0.5
+
+    def order(value: Tensor) -> Tensor:
+        return (key.to(torch.float64) @ value.to(torch.float64)).argsort()
+
+    return a[:, order(a)], b[:, order(b)]
+
+
+def _paired(expected: Any, got: Any) -> list[tuple[Tensor, Tensor]]:
+    left, right = (tree_flatten(value)[0] for value in (expected, got))
+    if not any(isinstance(leaf, Tensor) for leaf in left):
+        return []
+    if len(left) != len(right) or any(isinstance(x, Tensor) != isinstance(y, Tensor) for x, y in zip(left, right, strict=False)):
+        raise VerificationError(
+            f"the masked original gives {len(left)} values here, the slim program {len(right)}",
+            expected=len(left),
+            got=len(right),
+        )
+    return [(x, y) for x, y in zip(left, right, strict=True) if isinstance(x, Tensor)]
+
+
+def _same_shape(expected: tuple[int, ...], got: Tensor) -> None:
+    if expected != tuple(got.shape):
+        raise _shape_error(str(expected), got)
+
+
+def _shape_error(expected: str, got: Tensor) -> VerificationError:
+    return VerificationError(
+        f"the plan gives this value the shape {expected}, the slim value has {tuple(got.shape)}",
+        expected=expected,
+        got=tuple(got.shape),
+    )

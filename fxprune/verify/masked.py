@@ -1,0 +1,152 @@
+"""The masked program: an operator-level interpreter of the reference semantics of a plan.
+
+1. Parameters and buffers get the masks the plan gives them; the program's inputs exist in full.
+2. Every ATen call without a dead or wild operand runs as it is. Every other one goes, in this order, to the rule of its name, to
+   the pointwise rule by its tag, to data movement by its schema, to its own decomposition; what is left has no masked semantics.
+3. An operator without masked semantics is an error if an operand has a dead element.
+4. An in-place operator that changes its operand's mask changes it in every live tensor that shares the storage: masks are laid
+   out in storage order, written, and read back through each alias.
+5. Everything floating is computed in one dtype, also where the program names another one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fxprune.plan import Plan
+from fxprune.verify import (
+    rules_attention,
+    rules_contraction,
+    rules_movement,
+    rules_norm,
+    rules_pointwise,
+    rules_reduction,
+    rules_spatial,
+)
+from fxprune.verify.call import RULES, Call, Rule, operator_name, returns_view, tensors, writes_self
+from fxprune.verify.existence import ALIVE, Mask, full, mark, mask_of, no_semantics, plan_mask, same_mask
+from fxprune.verify.rules_movement import SOURCES, move
+from fxprune.verify.rules_pointwise import pointwise
+
+FAMILIES = (rules_attention, rules_contraction, rules_movement, rules_norm, rules_pointwise, rules_reduction, rules_spatial)
+_BEGINS = frozenset((*SOURCES, "constant_pad_nd", "expand"))  # they make wild elements out of operands without a mask
+_SILENT = frozenset(("_local_scalar_dense", "item", "_assert_async", "_assert_tensor_metadata", "sym_size", "size", "is_nonzero"))
+
+
+class OneDtype(TorchDispatchMode):
+    """Clause 5: what the slim program runs under."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def __torch_dispatch__(
+        self, func: OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run the operator in the one dtype."""
+        kwargs = dict(kwargs or {})
+        named = kwargs.get("dtype")
+        if isinstance(named, torch.dtype) and named.is_floating_point:
+            kwargs["dtype"] = self.dtype
+        result = self.call(func, args, kwargs)
+        made = isinstance(result, Tensor) and not tensors([args, kwargs])
+        if made and result.is_floating_point() and result.dtype != self.dtype:
+            return mark(result.to(self.dtype), mask_of(result))
+        return result
+
+    def call(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The operator itself."""
+        return func(*args, **kwargs)
+
+
+class Masked(OneDtype):
+    """Clauses 2 to 4.
+
+    Attributes:
+        flight: tensors made since the caller last cleared it; together with ``known`` they are searched for aliases.
+        known: gives the tensors that the caller keeps.
+    """
+
+    def __init__(self, dtype: torch.dtype, selection: bool, known: Callable[[], Iterable[Tensor]]) -> None:
+        super().__init__(dtype)
+        self.selection = selection
+        self.known = known
+        self.flight: list[Tensor] = []
+
+    def call(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Clause 2."""
+        call = Call(func, args, kwargs, self, self.selection)
+        if not call.masked and call.name not in _BEGINS:
+            result = func(*args, **kwargs)
+        elif writes_self(func):
+            result = self.in_place(call)
+        else:
+            result = rule_of(func)(call)
+        self.flight.extend(tensors(result))
+        return result
+
+    def in_place(self, call: Call) -> Any:
+        """Clause 4: the rule marks the result, which is the operand itself."""
+        target: Tensor = call["self"]
+        before = mask_of(target)
+        result = rule_of(call.func)(call)
+        after = mask_of(target)
+        if not same_mask(before, after):
+            self.spread(target, after)
+        return result
+
+    def spread(self, target: Tensor, after: Mask) -> None:
+        """Write the new mask into every alias of the target."""
+        storage = target.untyped_storage()
+        place = storage.data_ptr()
+        aliases = {id(t): t for t in (*self.flight, *self.known()) if t.untyped_storage().data_ptr() == place and t is not target}
+        if not aliases or not place:
+            return
+        states = torch.full((storage.nbytes() // target.element_size(),), ALIVE, dtype=torch.int8, device=target.device)
+
+        def seen(t: Tensor) -> Tensor:
+            return states.as_strided(t.size(), t.stride(), t.storage_offset())
+
+        for alias in aliases.values():
+            seen(alias).copy_(full(mask_of(alias), alias))
+        seen(target).copy_(full(after, target))
+        for alias in aliases.values():
+            mark(alias, seen(alias).clone())
+
+
+def rule_of(func: OpOverload) -> Rule:
+    """The rule of an operator (clause 2); for one that has none, a rule that says so (clause 3)."""
+    name = operator_name(func)
+    if name == "copy" and writes_self(func):
+        return pointwise
+    if name in RULES:
+        return RULES[name]
+    if torch.Tag.pointwise in func.tags:
+        return pointwise
+    if returns_view(func):
+        return move
+    if func._can_decompose():
+        return Call.decomposed
+    return unknown
+
+
+def unknown(call: Call) -> Any:
+    """Clause 3."""
+    if call.removed and call.name not in _SILENT:
+        raise no_semantics(str(call.func))
+    return call.run()
+
+
+def mask_state(module: torch.nn.Module, plan: Plan, copies: dict[int, Any]) -> None:
+    """Give the copies of a module's parameters and buffers the masks of a plan (clause 1)."""
+    named = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+    for name, tensor in named:
+        if name in plan.kept:
+            copied: Tensor = copies[id(tensor)]
+            mark(copied, plan_mask(name, copied, plan.kept[name], plan.sizes[name]))

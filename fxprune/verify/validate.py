@@ -1,0 +1,165 @@
+"""Translation validation: the slim program against the masked original, node by node.
+
+1. Both programs run in lockstep on the same inputs, in one dtype, in eval mode. Values are freed after their last reader.
+2. Two nodes correspond if they have the same name; their values are compared as ``compare`` says.
+3. The first node, in the original's order, that differs, cannot run or shows that the plan is illegal is named in the error.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from fxprune.errors import VerificationError
+from fxprune.plan import Plan
+from fxprune.verify.call import tensors
+from fxprune.verify.compare import Comparison
+from fxprune.verify.masked import Masked, OneDtype, mask_state
+from fxprune.verify.program import Program, copied_inputs, located, quiet
+from fxprune.verify.replica import replica
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What a translation validation has seen.
+
+    Attributes:
+        max_relative_error: the greatest error of an output (``max |a - b| / max |a|``).
+        nodes_compared: number of nodes whose values were compared.
+        nodes_skipped: names of nodes of the original that have no counterpart, or whose existence is decided later.
+        nodes_reordered: names of nodes that agreed up to a permutation of channels (clause 2 of ``compare``).
+        outputs_compared: number of output tensors.
+        dtype: what both programs were computed in.
+        seconds: wall time of the whole validation.
+        shapes_checked: True if every compared node's shape was held against the plan.
+        worst_node: the node with the greatest error, inner nodes included.
+        worst_error: its error.
+    """
+
+    max_relative_error: float
+    nodes_compared: int
+    nodes_skipped: tuple[str, ...]
+    nodes_reordered: tuple[str, ...]
+    outputs_compared: int
+    dtype: str
+    seconds: float
+    shapes_checked: bool
+    worst_node: str
+    worst_error: float
+
+    def __str__(self) -> str:
+        """One line for people."""
+        skipped = f", {len(self.nodes_skipped)} skipped" if self.nodes_skipped else ""
+        return (
+            f"verified: {self.outputs_compared} output{'s' * (self.outputs_compared != 1)} and {self.nodes_compared} nodes "
+            f"equal the masked original in {self.dtype} (outputs within {self.max_relative_error:.1e}, worst node {self.worst_node!r} "
+            f"{self.worst_error:.1e}{skipped}; {self.seconds:.2f} s)"
+        )
+
+
+def run_masked(
+    original: fx.GraphModule,
+    plan: Plan,
+    args: tuple[Any, ...] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    dtype: torch.dtype | str = torch.float64,
+) -> Any:
+    """Run the masked program and return its outputs; their masks are read with ``existence.mask_of``.
+
+    Raises:
+        VerificationError: the plan is illegal, or an operator that meets removed channels has no masked semantics.
+        PlanMismatchError: the plan does not belong to the module.
+    """
+    with quiet():
+        program = _masked_program(original, plan, args, kwargs or {}, _dtype(dtype))
+        value: Any = None
+        while not program.done:
+            _, value = program.step()
+    return value
+
+
+def verify_slim(
+    original: fx.GraphModule,
+    slim: fx.GraphModule,
+    plan: Plan,
+    args: tuple[Any, ...] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    dtype: torch.dtype | str = torch.float64,
+    rtol: float = 1e-9,
+) -> Evidence:
+    """Hold the slim program against the masked original; neither module is changed.
+
+    Raises:
+        VerificationError: at the first node that differs, cannot run, or shows that the plan is illegal.
+        PlanMismatchError: the plan does not belong to the original.
+    """
+    began = time.perf_counter()
+    dtype = _dtype(dtype)
+    with quiet():
+        masked = _masked_program(original, plan, args, kwargs or {}, dtype)
+        small, _ = replica(slim, dtype)
+        other = Program(slim.graph, small, copied_inputs(args, dtype), copied_inputs(kwargs or {}, dtype), "slim")
+        other.mode = OneDtype(dtype)
+        result = _lockstep(masked, other, Comparison(plan, rtol))
+    return Evidence(
+        max_relative_error=result.outputs_error,
+        nodes_compared=result.compared,
+        nodes_skipped=tuple(result.skipped),
+        nodes_reordered=tuple(result.reordered),
+        outputs_compared=result.outputs,
+        dtype=str(dtype).removeprefix("torch."),
+        seconds=time.perf_counter() - began,
+        shapes_checked=True,
+        worst_node=result.worst[1],
+        worst_error=result.worst[0],
+    )
+
+
+def _dtype(dtype: torch.dtype | str) -> torch.dtype:
+    found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise VerificationError(
+            f"dtype must be a floating dtype such as 'float64', got {dtype!r}.", expected="a floating dtype", got=dtype
+        )
+    return found
+
+
+def _masked_program(
+    original: fx.GraphModule, plan: Plan, args: tuple[Any, ...], kwargs: Mapping[str, Any], dtype: torch.dtype
+) -> Program:
+    copied, memo = replica(original, dtype)
+    mask_state(original, plan, memo)
+    program = Program(original.graph, copied, copied_inputs(args, dtype), copied_inputs(kwargs, dtype), "masked original")
+    state = [*copied.parameters(), *copied.buffers()]
+    program.mode = Masked(dtype, plan.layout == "selection", lambda: [*program.tensors(), *state])
+    return program
+
+
+def _lockstep(masked: Program, slim: Program, comparison: Comparison) -> Comparison:
+    """Run both programs and compare as soon as both values are there (clause 1)."""
+    counterparts = {node.name: node for node in slim.nodes}
+    wanted = {node.name for node in masked.nodes}
+    held: dict[str, Any] = {}
+    while not masked.done:
+        node, expected = masked.step()
+        counterpart = counterparts.get(node.name) if node.op != "output" else slim.nodes[-1]
+        if counterpart is None:
+            if tensors(expected):
+                comparison.skipped.append(node.name)
+            continue
+        while counterpart.name not in held:
+            ran, value = slim.step()
+            if ran.name in wanted or ran is counterpart:
+                held[ran.name] = value
+        try:
+            (comparison.output if node.op == "output" else comparison.inner)(node, expected, held.pop(counterpart.name))
+        except VerificationError as error:
+            raise located(error, counterpart) from None
+    return comparison

@@ -212,7 +212,7 @@ def apply(
 def _apply(model: nn.Module, graph: ChannelGraph, decided: Plan, inputs: Inputs, *, verify: bool) -> fx.GraphModule:
     removed = removed_channels(graph, decided)
     emitted = emit(graph, removed, inputs)
-    final = replace(decided, kept=_ordered(graph, removed, emitted))
+    final = replace(decided, kept=_ordered(graph, removed, emitted), sizes=_sizes(graph))
     before = _record(model)
     total = final if before is None else compose(before, final)
     _attach(emitted.module, total)
@@ -227,6 +227,13 @@ def _ordered(graph: ChannelGraph, removed: Mask, emitted: Emitted) -> dict[str, 
         alive = ~removed[graph.closed.component[axis.start + order]]
         kept.setdefault(axis.name, {})[axis.dim] = tuple(order[alive].tolist())
     return kept
+
+
+def _sizes(graph: ChannelGraph) -> dict[str, dict[int, int]]:
+    sizes: dict[str, dict[int, int]] = {}
+    for axis in graph.axes:
+        sizes.setdefault(axis.name, {})[axis.dim] = axis.size
+    return sizes
 
 
 def _attach(slim: fx.GraphModule, record: Plan) -> None:

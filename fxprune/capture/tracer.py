@@ -106,6 +106,9 @@ def trace(model: nn.Module) -> Captured:
     finally:
         for module, original in classes:
             module.__class__ = original
+    for node in reversed(graph.nodes):
+        if "training" in node.meta and not node.users:
+            graph.erase_node(node)
     return Captured(root, graph, type(model).__name__, "torch.fx symbolic tracing")
 
 

@@ -1,7 +1,7 @@
 """Run a captured graph node by node on meta tensors under a tracker.
 
 1. Parameters and buffers of floating or boolean dtype enter with one fresh factor per dimension of size > 1 (the second dimension of a grouped
-   convolution's weight with one run of atoms per block of rows); integer buffers enter as constants with their numbers.
+   convolution's weight with one run of atoms per block of rows; its window with none); integer buffers enter as constants with their numbers.
 2. What a node computes is kept as a pytree whose tensors are ``Value``s.
 3. Model outputs are pinned.
 """
@@ -49,11 +49,14 @@ def interpret(captured: Captured, inputs: Inputs) -> Interpreted:
     tracker = Tracker(recorder, find)
     root = evaluation_clone(captured.root, to_meta)
     roots = {}
-    blocks = grouped_weights(captured.root)
+    blocks, windows = grouped_weights(captured.root), convolution_weights(captured.root)
     real = named_tensors(captured.root)
+    used = used_tensors(captured.graph, root)
     for name, tensor in named_tensors(root).items():
+        if id(tensor) not in used:
+            continue
         if tensor.is_floating_point() or tensor.dtype == torch.bool:
-            roots[name] = tuple(enter(recorder, name, tensor.shape, blocks.get(name, 1)))
+            roots[name] = tuple(enter(recorder, name, tensor.shape, blocks.get(name, 1), name in windows))
             tracker.bind(tensor, roots[name])
         else:
             number = real[name]
@@ -80,6 +83,18 @@ def named_tensors(root: nn.Module) -> dict[str, Tensor]:
     return {**dict(root.named_parameters()), **dict(root.named_buffers())}
 
 
+def used_tensors(graph: fx.Graph, root: nn.Module) -> set[int]:
+    """The identities of all tensors that the program can reach."""
+    found: set[int] = set()
+    for node in graph.nodes:
+        if node.op == "call_module":
+            module = root.get_submodule(str(node.target))
+            found.update(id(t) for t in (*module.parameters(), *module.buffers()))
+        elif node.op == "get_attr":
+            found.add(id(attribute(root, str(node.target))))
+    return found
+
+
 def grouped_weights(root: nn.Module) -> dict[str, int]:
     """Names of grouped convolutions' weights and their number of groups."""
     return {
@@ -89,11 +104,17 @@ def grouped_weights(root: nn.Module) -> dict[str, int]:
     }
 
 
-def enter(recorder: Recorder, name: str, shape: torch.Size, blocks: int) -> list[Ids]:
+def convolution_weights(root: nn.Module) -> frozenset[str]:
+    """Names of convolutions' weights: dimensions from the third on are windows, and have no channels."""
+    convolutions = [(name, m) for name, m in root.named_modules() if isinstance(m, nn.modules.conv._ConvNd)]
+    return frozenset(f"{name}.weight" if name else "weight" for name, _ in convolutions)
+
+
+def enter(recorder: Recorder, name: str, shape: torch.Size, blocks: int, window: bool = False) -> list[Ids]:
     """Fresh factors of a parameter or buffer (clause 1)."""
     rank, factors = len(shape), []
     for dim, size in enumerate(shape):
-        if size < 2:
+        if size < 2 or (window and dim > 1):
             continue
         if dim == 1 and blocks > 1:
             ids = recorder.axis(name, dim, size, blocks).reshape(blocks, size)

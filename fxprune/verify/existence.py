@@ -1,20 +1,21 @@
 """Which elements of a tensor exist: the three-valued algebra of the masked interpreter.
 
 1. An element is *dead* (0: removed by the plan), *alive* (2), or *wild* (1: its value is known, but whether it exists is for a
-   later partner to say: padding, freshly filled constants, copies made by ``expand``). The order dead < wild < alive is used.
+   later partner to say: padding, freshly filled constants). The order dead < wild < alive is used.
 2. A *mask* is an int8 tensor with as many dimensions as its value; each dimension has the value's size or, where existence
    does not vary, size 1. ``None`` is the mask of a value all of whose elements are alive. Masks are never written to.
 3. ``join(a, b)``, both must exist: dead if either is dead, else alive if either is alive, else wild.
 4. Operands that meet elementwise must agree: an alive element whose join is dead is an illegal plan. An operand of size 1 along
    a dimension that is longer in the result is broadcast there and does not count along it: it is held against the greatest
-   state of the row it meets, and against nothing at all where the whole result is dead.
+   state of the row it meets, and against nothing at all where the whole result is dead. A dimension of stride 0
+   has size 1 here.
 5. A plan's axes give a parameter its mask: the join over its dimensions. An axis with m times as many atoms as the dimension has
    entries lays m blocks of rows along dimension 0, each with its own entries (clause 3 of ``fxprune.plan``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -48,6 +49,11 @@ def uniform(state: int, ndim: int, device: torch.device) -> Tensor:
 def full(mask: Mask, value: Tensor) -> Tensor:
     """The mask at the value's full shape; stride 0 where existence does not vary."""
     return (uniform(ALIVE, value.ndim, value.device) if mask is None else mask).expand(value.shape)
+
+
+def extent(value: Tensor) -> tuple[int, ...]:
+    """The shape, with size 1 along the dimensions in which the value is broadcast (clause 4)."""
+    return tuple(1 if stride == 0 else size for size, stride in zip(value.shape, value.stride(), strict=True))
 
 
 def compact(mask: Mask) -> Mask:
@@ -95,7 +101,7 @@ def join(left: Mask, right: Mask) -> Mask:
 
 
 def meet(parts: Sequence[tuple[Mask, Sequence[int]]]) -> Mask:
-    """The mask of an elementwise result from its operands' masks and shapes (clause 4).
+    """The mask of an elementwise result from its operands' masks and extents (clause 4).
 
     Raises:
         VerificationError: the operands do not agree; without a node, which the interpreter fills in.
@@ -121,6 +127,24 @@ def meet(parts: Sequence[tuple[Mask, Sequence[int]]]) -> Mask:
         if bool(alone.any()):
             raise disagreement(int(alone.sum()))
     return result
+
+
+def in_storage(values: Iterable[Tensor]) -> Tensor:
+    """The masks of values that share one storage, written into a flat mask of that storage; what none covers is alive."""
+    states: Tensor | None = None
+    for value in values:
+        if states is None:
+            size = value.untyped_storage().nbytes() // value.element_size()
+            states = torch.full((size,), ALIVE, dtype=torch.int8, device=value.device)
+        once = tuple(slice(0, size) for size in extent(value))
+        from_storage(states, value)[once].copy_(full(mask_of(value), value)[once])
+    assert states is not None
+    return states
+
+
+def from_storage(states: Tensor, value: Tensor) -> Tensor:
+    """The part of a flat mask that a value covers."""
+    return states.as_strided(value.size(), value.stride(), value.storage_offset())
 
 
 def disagreement(count: int, where: str = "operands that meet elementwise") -> VerificationError:

@@ -30,12 +30,12 @@ from fxprune.verify import (
     rules_spatial,
 )
 from fxprune.verify.call import RULES, Call, Rule, operator_name, returns_view, tensors, writes_self
-from fxprune.verify.existence import ALIVE, Mask, full, mark, mask_of, no_semantics, plan_mask, same_mask
+from fxprune.verify.existence import from_storage, in_storage, mark, mask_of, no_semantics, plan_mask, same_mask
 from fxprune.verify.rules_movement import SOURCES, move
 from fxprune.verify.rules_pointwise import pointwise
 
 FAMILIES = (rules_attention, rules_contraction, rules_movement, rules_norm, rules_pointwise, rules_reduction, rules_spatial)
-_BEGINS = frozenset((*SOURCES, "constant_pad_nd", "expand"))  # they make wild elements out of operands without a mask
+_BEGINS = frozenset((*SOURCES, "constant_pad_nd"))  # they make wild elements out of operands without a mask
 _SILENT = frozenset(("_local_scalar_dense", "item", "_assert_async", "_assert_tensor_metadata", "sym_size", "size", "is_nonzero"))
 
 
@@ -57,12 +57,16 @@ class OneDtype(TorchDispatchMode):
         result = self.call(func, args, kwargs)
         made = isinstance(result, Tensor) and not tensors([args, kwargs])
         if made and result.is_floating_point() and result.dtype != self.dtype:
-            return mark(result.to(self.dtype), mask_of(result))
+            result = mark(result.to(self.dtype), mask_of(result))
+        self.note(result)
         return result
 
     def call(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The operator itself."""
         return func(*args, **kwargs)
+
+    def note(self, result: Any) -> None:
+        """What the operator gave."""
 
 
 class Masked(OneDtype):
@@ -83,41 +87,30 @@ class Masked(OneDtype):
         """Clause 2."""
         call = Call(func, args, kwargs, self, self.selection)
         if not call.masked and call.name not in _BEGINS:
-            result = func(*args, **kwargs)
-        elif writes_self(func):
-            result = self.in_place(call)
-        else:
-            result = rule_of(func)(call)
+            return func(*args, **kwargs)
+        return self.in_place(call) if writes_self(func) else rule_of(func)(call)
+
+    def note(self, result: Any) -> None:
+        """Keep the tensors of this node in sight (clause 4)."""
         self.flight.extend(tensors(result))
-        return result
 
     def in_place(self, call: Call) -> Any:
         """Clause 4: the rule marks the result, which is the operand itself."""
         target: Tensor = call["self"]
         before = mask_of(target)
         result = rule_of(call.func)(call)
-        after = mask_of(target)
-        if not same_mask(before, after):
-            self.spread(target, after)
+        if not same_mask(before, mask_of(target)):
+            self.spread(target)
         return result
 
-    def spread(self, target: Tensor, after: Mask) -> None:
-        """Write the new mask into every alias of the target."""
-        storage = target.untyped_storage()
-        place = storage.data_ptr()
+    def spread(self, target: Tensor) -> None:
+        """Write the target's new mask into every alias of it."""
+        place = target.untyped_storage().data_ptr()
         aliases = {id(t): t for t in (*self.flight, *self.known()) if t.untyped_storage().data_ptr() == place and t is not target}
-        if not aliases or not place:
-            return
-        states = torch.full((storage.nbytes() // target.element_size(),), ALIVE, dtype=torch.int8, device=target.device)
-
-        def seen(t: Tensor) -> Tensor:
-            return states.as_strided(t.size(), t.stride(), t.storage_offset())
-
-        for alias in aliases.values():
-            seen(alias).copy_(full(mask_of(alias), alias))
-        seen(target).copy_(full(after, target))
-        for alias in aliases.values():
-            mark(alias, seen(alias).clone())
+        if aliases and place:
+            states = in_storage([*aliases.values(), target])
+            for alias in aliases.values():
+                mark(alias, from_storage(states, alias).clone())
 
 
 def rule_of(func: OpOverload) -> Rule:

@@ -7,8 +7,9 @@
    the k that arrive; it may never use one that does not exist.
 4. A row exists iff one of its elements does. Where no k exists anywhere the rows cannot be told: they are wild and hold zeros.
 5. An element of the result exists iff its row and its column do; a bias must agree with them (clause 4 of ``existence``).
-6. A convolution contracts channels: existence must not vary over batch or space (padding there is wild). Its weight is read as
-   ``(group, row, k)``, also when transposed, and compared with the arriving channels ``(group, k)``.
+6. A convolution contracts channels: existence must not vary over space (padding there is wild), but whole places of the batch, or
+   of a dimension in which the kernel is a single point, may be dead and stay so. Its weight is read as ``(group, row, k)``, also
+   when transposed, and compared with the arriving channels ``(group, k)``.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from fxprune.verify.existence import (
     Mask,
     disagreement,
     exists,
+    extent,
     full,
     join,
     mark,
@@ -109,7 +111,7 @@ def addmm(call: Call) -> Tensor:
     names = [n for n in call.arguments if n in ("mat1", "batch1", "mat2", "batch2")]
     mask = product_mask(call, left, right)
     result: Tensor = call.run(**{"self": zeroed(bias), names[0]: zeroed(left), names[1]: zeroed(right)})
-    return mark(result, meet([(mask, result.shape), (mask_of(bias), bias.shape)]))
+    return mark(result, meet([(mask, result.shape), (mask_of(bias), extent(bias))]))
 
 
 @rule("linear")
@@ -120,13 +122,32 @@ def linear(call: Call) -> Tensor:
     return result if bias is None else call.again(torch.add, result, bias)
 
 
+def channels_and_places(call: Call, value: Tensor, dim: int) -> tuple[Tensor, Mask]:
+    """The states of the arriving channels, and where in the batch and the pointlike dimensions they exist (clause 6)."""
+    mask = mask_of(value)
+    kernel, ones = call["weight"].shape[2:], call["stride"]
+    point = [n == 1 and ones[i % len(ones)] == 1 and call["padding"][i % len(call["padding"])] == 0 for i, n in enumerate(kernel)]
+    free = [*range(dim), *(dim + 1 + i for i, alone in enumerate(point) if alone)]
+    if mask is None or all(mask.shape[d] == 1 for d in free):
+        return channel_states(value, dim, call.name), None
+    places = mask.amax([d for d in range(mask.ndim) if d not in free], keepdim=True)
+    inside = mark(value.detach(), mask.amax(free, keepdim=True))
+    channels = channel_states(inside, dim, call.name)
+    shape = [1] * value.ndim
+    shape[dim] = -1
+    product = join(places, channels.reshape(shape))
+    if product is not None and bool(((mask == DEAD) & (product == ALIVE)).any()):
+        raise no_semantics(call.name, "its channels vary over the batch or over space")
+    return channels, places
+
+
 @rule("convolution", "_convolution", "convolution_overrideable")
 def convolution(call: Call) -> Tensor:
     """Convolutions of any rank, grouped, depthwise, transposed (clause 6)."""
     value, weight, bias, groups = call["input"], call["weight"], call["bias"], call["groups"]
-    space = weight.ndim - 2
-    dim = value.ndim - space - 1
-    channels = channel_states(value, dim, call.name).reshape(groups, -1)
+    dim = value.ndim - weight.ndim + 1
+    channels, places = channels_and_places(call, value, dim)
+    channels = channels.reshape(groups, -1)
     own = mask_of(weight)
     own = uniform(ALIVE, weight.ndim, weight.device) if own is None else own
     states = own.amax(tuple(range(2, weight.ndim))).expand(weight.shape[:2])
@@ -140,6 +161,7 @@ def convolution(call: Call) -> Tensor:
     shape[dim] = -1
     result: Tensor = call.run(input=zeroed(value), weight=zeroed(weight), bias=None if bias is None else zeroed(bias))
     mask = rows.reshape(shape)
+    mask = mask if places is None else torch.minimum(mask, exists(places) * ALIVE).to(torch.int8)
     if bias is None:
         return mark(result, mask)
-    return mark(result, meet([(mask, result.shape), (full(mask_of(bias), bias).reshape(shape), mask.shape)]))
+    return mark(result, meet([(mask, result.shape), (full(mask_of(bias), bias).reshape(shape), rows.reshape(shape).shape)]))

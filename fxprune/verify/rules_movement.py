@@ -2,10 +2,11 @@
 
 1. Every operator whose schema returns a view or an alias comes here by its schema; the names below move or copy elements too.
 2. ``view`` becomes ``reshape`` on masks, which have other strides than their values.
-3. ``expand`` makes copies: where it makes a dimension longer alive becomes wild, for a broadcast operand does not count there.
+3. ``expand`` leaves its stride 0 behind, by which pointwise operators know a broadcast operand (clause 4 of ``existence``).
 4. Padding is wild where the row it extends exists and dead where it does not. Freshly filled constants are wild.
 5. Indices are values of their own and must be all alive.
 6. ``index_put`` and the scatters write: what they write must agree with what stands there (clause 4 of ``existence``).
+7. ``as_strided`` reads the mask as it lies in storage.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fxprune.verify.call import Call, rule, tensors
-from fxprune.verify.existence import ALIVE, WILD, full, mark, mask_of, meet, no_semantics, uniform
+from fxprune.verify.existence import ALIVE, WILD, from_storage, full, in_storage, mark, mask_of, meet, no_semantics, uniform
 
 MOVEMENTS = (
     *("stack", "roll", "flip", "repeat", "repeat_interleave", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle"),
@@ -57,7 +58,15 @@ def reshape(call: Call) -> Tensor:
     return mark(result, full(mask_of(call["self"]), call["self"]).reshape(result.shape))
 
 
-@rule("as_strided", "view_as_real", "view_as_complex", "set", "resize", "resize_as")
+@rule("as_strided")
+def as_strided(call: Call) -> Tensor:
+    """Clause 7."""
+    states = in_storage([call["self"]])
+    result: Tensor = call.run()
+    return mark(result, from_storage(states, result).clone())
+
+
+@rule("view_as_real", "view_as_complex", "set", "resize", "resize_as")
 def opaque(call: Call) -> Any:
     """Strides of the value say nothing about its mask."""
     if not call.removed:
@@ -68,16 +77,9 @@ def opaque(call: Call) -> Any:
 @rule("expand", "expand_copy")
 def expand(call: Call) -> Tensor:
     """Clause 3."""
-    value: Tensor = call["self"]
+    mask = mask_of(call["self"])
     result: Tensor = call.run()
-    mask = mask_of(value)
-    grown = result.ndim - value.ndim
-    longer = [d for d in range(result.ndim) if result.shape[d] != (1 if d < grown else value.shape[d - grown])]
-    if longer and 0 not in result.shape:
-        mask = torch.clamp(full(mask, value), max=WILD)
-        mask = mask.reshape((1,) * grown + tuple(value.shape))
-        return mark(result, mask)
-    return mark(result, None if mask is None else mask.reshape((1,) * grown + tuple(mask.shape)))
+    return mark(result, None if mask is None else mask.reshape((1,) * (result.ndim - mask.ndim) + tuple(mask.shape)))
 
 
 @rule("cat", "concat", "concatenate")
@@ -127,7 +129,7 @@ def index_put(call: Call) -> Tensor:
     there = before[tuple(slice(None) if i is None else i for i in indices)]
     agreed = meet([(there, there.shape), (mask_of(written), written.shape)])
     states = full(agreed, there)
-    return mark(call.run(), torch.index_put(before.contiguous(), indices, states))
+    return mark(call.run(), torch.ops.aten.index_put(before.contiguous(), indices, states.contiguous()))
 
 
 @rule("slice_scatter", "select_scatter")

@@ -5,6 +5,7 @@
 2. Layer norm and group norm mix: mean and variance are taken over the elements that exist, then scale and shift are pointwise.
 3. Where existence does not vary along the normalized dimensions the operator runs as it is.
 4. Weight norm: ``v * g / |v|`` with the norm over the elements of v that exist.
+5. Batch norm by the batch's own statistics, which is how weights are standardised, takes them over the elements that exist.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fxprune.verify.call import Call, rule, tensors, zeroed
-from fxprune.verify.existence import ALIVE, DEAD, Mask, mark, mask_of, meet, no_semantics
+from fxprune.verify.existence import ALIVE, DEAD, Mask, extent, mark, mask_of, meet, no_semantics
 from fxprune.verify.rules_contraction import channel_states
 from fxprune.verify.rules_reduction import live_moments, varies
 
@@ -30,6 +31,9 @@ def batch_norm(call: Call) -> Any:
     value: Tensor = call["input"]
     named = ("weight", "bias", "running_mean", "running_var")
     parameters = [p for p in (call.get(name) for name in named) if p is not None]
+    others = [d for d in range(value.ndim) if d != 1]
+    if call.get("training", "use_input_stats") and call.removed and varies(mask_of(value), others):
+        return live_batch_norm(call, value)
     states: Mask = channel_states(value, 1, call.name)
     own = meet([(mask_of(p), p.shape) for p in parameters]) if parameters else None
     if call.selection and own is not None and states is not None:
@@ -48,6 +52,21 @@ def batch_norm(call: Call) -> Any:
     return result
 
 
+def live_batch_norm(call: Call, value: Tensor) -> Any:
+    """Clause 5."""
+    shape = [1] * value.ndim
+    shape[1] = -1
+    unscaled = normalized(value, [d for d in range(value.ndim) if d != 1], call.get("eps", "epsilon"))
+
+    def definition() -> Tensor:
+        result = unscaled if call["weight"] is None else unscaled * call["weight"].reshape(shape)
+        return result if call["bias"] is None else result + call["bias"].reshape(shape)
+
+    result = call.again(definition)
+    empty = [value.new_empty(0) for _ in range(len(call.func._schema.returns) - 1)]
+    return (result, *empty) if empty else result
+
+
 def normalized(value: Tensor, dims: list[int], eps: float) -> Tensor:
     """Clause 2, before scale and shift; marked with the value's mask."""
     mask = mask_of(value)
@@ -61,7 +80,7 @@ def layer_norm(call: Call) -> Any:
     """Clauses 2 and 3; the statistics that the native operator returns beside the result are given as they are."""
     value, weight, bias = call["input"], call.get("weight"), call.get("bias")
     dims = list(range(value.ndim - len(call["normalized_shape"]), value.ndim))
-    parts = [(mask_of(t), t.shape) for t in (value, weight, bias) if t is not None]
+    parts = [(mask_of(t), extent(t)) for t in (value, weight, bias) if t is not None]
     mask = meet(parts)
     result = call.run()
     first = result if isinstance(result, Tensor) else result[0]
@@ -80,7 +99,7 @@ def group_norm(call: Call) -> Any:
     shape = [1, value.shape[1], *[1] * (value.ndim - 2)]
     states = channel_states(value, 1, call.name)
     parts: list[tuple[Mask, Any]] = [(states, states.shape)]
-    parts += [(mask_of(t), t.shape) for t in (weight, bias) if t is not None]
+    parts += [(mask_of(t), extent(t)) for t in (weight, bias) if t is not None]
     mask = meet(parts)
     result = call.run()
     first = result if isinstance(result, Tensor) else result[0]
@@ -115,6 +134,6 @@ def weight_norm(call: Call) -> Any:
     v, g, dim = call["v"], call["g"], call["dim"] % call["v"].ndim
     dims = [d for d in range(v.ndim) if d != dim]
     size = call.again(torch.linalg.vector_norm, v, 2, dims, keepdim=True)
-    mask = meet([(mask_of(v), v.shape), (mask_of(g), g.shape)])
+    mask = meet([(mask_of(v), extent(v)), (mask_of(g), extent(g))])
     result = mark(zeroed(v) * (g / torch.where(size == 0, math.inf, size)), mask)
     return result if call.name == "_weight_norm" else (result, size)

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from fxprune.verify.call import Call, mark_all, rule
-from fxprune.verify.existence import full, mark, mask_of, meet
+from fxprune.verify.existence import extent, full, mark, mask_of, meet
 
 UNTAGGED = (
     *("hardswish", "hardsigmoid", "hardtanh", "hardshrink", "softshrink", "native_dropout", "_prelu_kernel", "masked_fill"),
@@ -26,7 +26,7 @@ UNTAGGED = (
 @rule(*UNTAGGED)
 def pointwise(call: Call) -> Any:
     """Clause 1."""
-    return mark_all(call.run(), meet([(mask_of(operand), operand.shape) for operand in call.operands]))
+    return mark_all(call.run(), meet([(mask_of(operand), extent(operand)) for operand in call.operands]))
 
 
 @rule("glu")

@@ -55,10 +55,11 @@ class Evidence:
     def __str__(self) -> str:
         """One line for people."""
         skipped = f", {len(self.nodes_skipped)} skipped" if self.nodes_skipped else ""
+        plural = "s" * (self.outputs_compared != 1)
         return (
-            f"verified: {self.outputs_compared} output{'s' * (self.outputs_compared != 1)} and {self.nodes_compared} nodes "
-            f"equal the masked original in {self.dtype} (outputs within {self.max_relative_error:.1e}, worst node {self.worst_node!r} "
-            f"{self.worst_error:.1e}{skipped}; {self.seconds:.2f} s)"
+            f"verified: {self.outputs_compared} output{plural} and {self.nodes_compared} nodes "
+            f"equal the masked original in {self.dtype} (outputs within {self.max_relative_error:.1e}, "
+            f"worst node {self.worst_node!r} {self.worst_error:.1e}{skipped}; {self.seconds:.2f} s)"
         )
 
 

@@ -173,7 +173,7 @@ class Maxout(Op):
 
 @dataclass(frozen=True)
 class ChannelMean(Op):
-    """Reductions over channels: "mean" and "sum" (one channel is left), "norm" (divide by the length) and "softmax"."""
+    """Reductions over channels: "mean" and "sum" leave one channel, the others all."""
 
     mixes: ClassVar[bool] = True
     kind: str = "mean"
@@ -187,6 +187,12 @@ class ChannelMean(Op):
                 return x.sum(dim=1, keepdim=True)
             case "norm":
                 return x * (x.square().sum(1, keepdim=True) + 1e-3).rsqrt()
+            case "norm3":
+                return x / (torch.linalg.vector_norm(x, 3.0, 1, keepdim=True) + 0.1)
+            case "normalize":
+                return F.normalize(x, dim=1, eps=1e-3)
+            case "logsumexp":
+                return x - x.logsumexp(1, keepdim=True)
         return x.softmax(1)
 
 
@@ -335,7 +341,6 @@ OPAQUE: dict[str, Callable[[Tensor], Tensor]] = {
     "argsort": lambda x: torch.gather(x, 1, torch.argsort(x, 1)),
     "fft": lambda x: torch.fft.rfft(x, dim=1).real,
     "median": lambda x: torch.median(x, 1, keepdim=True).values,
-    "norm3": lambda x: x * torch.linalg.vector_norm(x, 3.0, 1, keepdim=True),
 }
 
 

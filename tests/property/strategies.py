@@ -464,7 +464,7 @@ def maxout(d: Draft, x: int) -> int:
 
 @family(anything, mixes=True)
 def channel_reduction(d: Draft, x: int) -> int:
-    return d.add(ChannelMean(d.pick(["mean", "sum", "norm", "softmax"])), x)
+    return d.add(ChannelMean(d.pick(["mean", "sum", "norm", "softmax", "norm3", "normalize", "logsumexp"])), x)
 
 
 @family(is_map, mixes=True)
@@ -472,7 +472,7 @@ def spatial_attention(d: Draft, x: int) -> int:
     return d.add(SpatialAttention(), x)
 
 
-@family(is_sequence, weight=2, mixes=True)
+@family(is_sequence, weight=6, mixes=True)
 def token_linear(d: Draft, x: int) -> int:
     return d.add(TokenLinear(d.width(), d.pick(["module", "linear", "matmul"])), x)
 
@@ -558,7 +558,7 @@ def cases(draw: Callable[[st.SearchStrategy[Any]], Any], **kinds: Any) -> Case:
         seed=draw(st.integers(0, 99)),
         ratio=draw(st.sampled_from([0.5, 0.3, 0.7, 0.1, 0.9])),
         floor=draw(st.sampled_from([0.1, 0.0, 0.3, 0.5])),
-        round_to=draw(st.sampled_from([1, 1, 1, 2, 4])),
+        round_to=draw(st.sampled_from([1, 1, 1, 1, 2, 4])),
         keep=draw(st.sampled_from([(), (), (), (draw(st.sampled_from(owners)),)])) if owners else (),
         score=draw(st.sampled_from(["auto", "random"])),
     )

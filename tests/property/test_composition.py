@@ -83,4 +83,4 @@ def test_slimming_twice_keeps_the_masked_semantics(case: Case) -> None:
         second = fxprune.slim(first.slim, 0.4, first.inputs, absorb=False, verify=True)
     except BudgetError:
         return
-    fxprune.verify(first.slim, second, first.inputs)
+    fxprune.verify(first.model, second, first.inputs)

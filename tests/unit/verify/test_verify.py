@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -368,3 +370,12 @@ def test_an_empty_plan_holds_a_net_against_itself() -> None:
     net = randomised(Residual())
     evidence = verify_slim(net, net, Plan(kept={}, sizes={}), IMAGE)
     assert evidence.max_relative_error == 0.0
+
+
+def test_the_verifier_shares_no_code_with_what_it_checks() -> None:
+    folder = Path(sys.modules["fxprune.verify"].__file__ or "").parent
+    lines = [line for file in folder.glob("*.py") for line in file.read_text().splitlines()]
+    imports = [line for line in lines if line.startswith(("from fxprune", "import fxprune"))]
+    allowed = ("from fxprune.verify", "from fxprune.errors", "from fxprune.plan")
+    assert imports
+    assert all(line.startswith(allowed) for line in imports)

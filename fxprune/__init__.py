@@ -6,10 +6,39 @@ from fxprune.api import plan as plan
 from fxprune.api import plan_of as plan_of
 from fxprune.api import slim as slim
 from fxprune.api import verify as verify
+from fxprune.errors import BudgetError as BudgetError
+from fxprune.errors import CaptureError as CaptureError
 from fxprune.errors import FxpruneError as FxpruneError
+from fxprune.errors import InputError as InputError
+from fxprune.errors import KeepError as KeepError
+from fxprune.errors import NothingToPruneError as NothingToPruneError
+from fxprune.errors import PlanMismatchError as PlanMismatchError
+from fxprune.errors import RewriteError as RewriteError
+from fxprune.errors import VerificationError as VerificationError
+from fxprune.errors import WeightError as WeightError
 from fxprune.graph.channels import ChannelGraph as ChannelGraph
 from fxprune.graph.channels import ChannelGroup as ChannelGroup
 from fxprune.plan import Plan as Plan
 
 __version__ = "0.1.0"
-__all__ = ["ChannelGraph", "ChannelGroup", "FxpruneError", "Plan", "analyze", "apply", "plan", "plan_of", "slim", "verify"]
+__all__ = [
+    "BudgetError",
+    "CaptureError",
+    "ChannelGraph",
+    "ChannelGroup",
+    "FxpruneError",
+    "InputError",
+    "KeepError",
+    "NothingToPruneError",
+    "Plan",
+    "PlanMismatchError",
+    "RewriteError",
+    "VerificationError",
+    "WeightError",
+    "analyze",
+    "apply",
+    "plan",
+    "plan_of",
+    "slim",
+    "verify",
+]

@@ -211,7 +211,7 @@ def apply(
 
 def _apply(model: nn.Module, graph: ChannelGraph, decided: Plan, inputs: Inputs, *, verify: bool) -> fx.GraphModule:
     removed = removed_channels(graph, decided)
-    emitted = emit(graph, removed, inputs)
+    emitted = emit(graph, removed, inputs, decided.silent)
     final = replace(decided, kept=_ordered(graph, removed, emitted), sizes=_sizes(graph))
     before = _record(model)
     total = final if before is None else compose(before, final)
@@ -255,7 +255,12 @@ def compose(first: Plan, second: Plan) -> Plan:
         for dim, rows in dims.items():
             later = second.kept.get(name, {}).get(dim)
             kept.setdefault(name, {})[dim] = rows if later is None else tuple(rows[i] for i in later)
-    return replace(second, kept=kept, sizes=first.sizes, notes=(*first.notes, *second.notes))
+    silent: dict[str, dict[int, tuple[int, ...]]] = {name: dict(dims) for name, dims in first.silent.items()}
+    for name, dims in second.silent.items():
+        for dim, atoms in dims.items():
+            earlier = silent.setdefault(name, {}).get(dim, ())
+            silent[name][dim] = (*earlier, *(first.kept[name][dim][i] for i in atoms))
+    return replace(second, kept=kept, sizes=first.sizes, silent=silent, notes=(*first.notes, *second.notes))
 
 
 def plan_of(slim: nn.Module) -> Plan:

@@ -5,7 +5,9 @@
    they stand in the slim tensor. Axes that are not listed keep everything.
 3. Where an axis has m times as many atoms as the dimension has entries (the second dimension of a grouped convolution's
    weight), dimension 0 consists of m equal blocks of rows, and atom ``b * shape[dim] + j`` is entry j in the rows of block b.
-4. A plan knows nothing of devices, dtypes or weights. ``Plan.from_json(plan.to_json()) == plan``.
+4. ``silent[name][dim]`` lists atoms of input axes that stay but are read with weight zero: a layer that is emptied keeps one channel
+   that nobody hears, so that what the layer still contributes is a constant and no operator sees an empty tensor.
+5. A plan knows nothing of devices, dtypes or weights. ``Plan.from_json(plan.to_json()) == plan``.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ class Plan:
         score: name of the score that ranked the channels.
         layout: "coupled" or "selection".
         notes: what a user should know about this plan, one sentence each.
+        silent: atoms that are kept but read with weight zero (clause 4).
     """
 
     kept: Kept
@@ -43,6 +46,7 @@ class Plan:
     score: str = ""
     layout: str = "coupled"
     notes: tuple[str, ...] = field(default=())
+    silent: Kept = field(default_factory=dict)
 
     @property
     def empty(self) -> bool:
@@ -69,6 +73,9 @@ class Plan:
                     {"name": name, "dim": dim, "size": self.sizes[name][dim], "kept": list(rows)}
                     for name, dims in self.kept.items()
                     for dim, rows in dims.items()
+                ],
+                "silent": [
+                    {"name": name, "dim": dim, "atoms": list(rows)} for name, dims in self.silent.items() for dim, rows in dims.items()
                 ],
             },
             indent=indent,
@@ -113,7 +120,11 @@ class Plan:
                 )
             kept.setdefault(name, {})[dim] = rows
             sizes.setdefault(name, {})[dim] = size
+        silent: dict[str, dict[int, tuple[int, ...]]] = {}
+        for axis in data["silent"]:
+            silent.setdefault(str(axis["name"]), {})[int(axis["dim"])] = tuple(int(i) for i in axis["atoms"])
         return cls(
+            silent=silent,
             kept=kept,
             sizes=sizes,
             asked=float(data["asked"]),

@@ -121,6 +121,8 @@ class ChannelGraph:
         recorder = self.program.recorder
         for pin in recorder.pins:
             pinned[self.closed.component[pin.ids]] = True
+        for components, _ in self.closed.rigid:
+            pinned[components] = True
         for components, _, _ in self.barred:
             pinned[components] = True
         return pinned
@@ -196,12 +198,35 @@ class ChannelGraph:
         return kind
 
     @cached_property
+    def _block_labels(self) -> list[Ids]:
+        """Per balance: the block of every component, 0 outside."""
+        labels = []
+        for balance in self.closed.balances:
+            label = np.zeros(self.closed.count, np.int64)
+            label[balance.blocks] = np.arange(1, len(balance.blocks) + 1)[:, None]
+            labels.append(label)
+        return labels
+
+    def within_blocks(self, ids: Ids) -> list[int]:
+        """The dimensions of a factor along which it stays within one block of some balance."""
+        components = self.closed.component[ids]
+        for label in self._block_labels:
+            blocks = label[components]
+            if (blocks > 0).all():
+                fixed = [d for d in range(ids.ndim) if ids.shape[d] > 1 and (blocks == blocks.take([0], axis=d)).all()]
+                if fixed and len(fixed) < sum(s > 1 for s in ids.shape):
+                    return fixed
+        return []
+
+    @cached_property
     def constraints(self) -> tuple[Constraint, ...]:
         """Every constraint with its reason, one per node and reason."""
         found: dict[tuple[str, str, str], set[int]] = {}
         component = self.closed.component
         for pin in self.program.recorder.pins:
             found.setdefault(("pinned", pin.node, pin.reason), set()).update(component[pin.ids].tolist())
+        for components, node in self.closed.rigid:
+            found.setdefault(("pinned", node, "the only channel of a block whose number the operator fixes"), set()).update(components.tolist())
         for components, node, reason in self.barred:
             found.setdefault(("pinned", node, reason), set()).update(components.tolist())
         result = [Constraint(kind, node, reason, self.axes_of(comps), len(comps)) for (kind, node, reason), comps in found.items()]
@@ -243,8 +268,8 @@ class ChannelGraph:
         recorder = self.program.recorder
         more = {
             index
-            for index, (_, ids) in enumerate(recorder.splits)
-            if ids.ndim > 1 and touched.intersection(self.closed.component[ids].ravel().tolist())
+            for index, split in enumerate(recorder.splits)
+            if touched.intersection(self.closed.component[split.ids].ravel().tolist())
         }
         return replace(self, closed=close(recorder, self.closed.uniform | frozenset(more)))
 

@@ -8,11 +8,11 @@
 4. Balances over common channels refine each other: the cells of their common refinement lose channels in proportion to their sizes,
    so every block of every balance keeps as many as its siblings, and plans stay nested. A set of cells whose sizes have no common
    divisor cannot be thinned in step and is made uniform (3).
+5. Where an operator fixes the number of blocks (a rigid split), a channel that is all its block has is pinned.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from math import gcd
 
@@ -52,13 +52,14 @@ class Closed:
     balances: tuple[Balance, ...]
     cells: tuple[Cells, ...]
     uniform: frozenset[int]
+    rigid: tuple[tuple[Ids, str], ...] = ()
 
 
-def close(recorder: Recorder, uniform: frozenset[int] = frozenset(), extra_pins: Sequence[int] = ()) -> Closed:
+def close(recorder: Recorder, uniform: frozenset[int] = frozenset()) -> Closed:
     """Clauses 1 to 4. ``uniform`` holds indices of splits that are made uniform from the start."""
     left, right = _raw(recorder)
     while True:
-        ends = [_uniform_edges(recorder.splits[i][1]) for i in sorted(uniform)]
+        ends = [_uniform_edges(recorder.splits[i].ids) for i in sorted(uniform)]
         rows = np.concatenate([left, *(a for a, _ in ends)])
         cols = np.concatenate([right, *(b for _, b in ends)])
         matrix = coo_matrix((np.ones(len(rows), np.int8), (rows, cols)), shape=(recorder.atoms, recorder.atoms))
@@ -68,7 +69,7 @@ def close(recorder: Recorder, uniform: frozenset[int] = frozenset(), extra_pins:
         cells, stuck = _refine(recorder, balances, count)
         more = clash | stuck
         if not more - uniform:
-            return Closed(component, count, tuple(b for _, b in balances), cells, uniform)
+            return Closed(component, count, tuple(b for _, b in balances), cells, uniform, _rigid(recorder, component))
         uniform |= more
 
 
@@ -96,8 +97,8 @@ def _as_blocks(ids: Ids) -> Ids:
 def _balances(recorder: Recorder, component: Ids, uniform: frozenset[int]) -> tuple[list[tuple[int, Balance]], set[int]]:
     found: dict[bytes, tuple[int, Balance]] = {}
     clash: set[int] = set()
-    for index, (node, ids) in enumerate(recorder.splits):
-        channels = compress(component[ids])
+    for index, split in enumerate(recorder.splits):
+        channels = compress(component[split.ids])
         if len(support(channels)) < 2:
             continue
         blocks = _as_blocks(channels)
@@ -107,8 +108,22 @@ def _balances(recorder: Recorder, component: Ids, uniform: frozenset[int]) -> tu
         if not distinct or (blocks.shape[1] <= SHORTEST_RUN and blocks.shape[0] > blocks.shape[1]):
             clash.add(index)
             continue
-        found.setdefault(np.sort(blocks, axis=1).tobytes(), (index, Balance(blocks, node)))
+        found.setdefault(np.sort(blocks, axis=1).tobytes(), (index, Balance(blocks, split.node)))
     return list(found.values()), clash
+
+
+def _rigid(recorder: Recorder, component: Ids) -> tuple[tuple[Ids, str], ...]:
+    """Channels that are all their block has, where an operator fixes the number of blocks (clause 5)."""
+    found = []
+    for split in recorder.splits:
+        if split.rigid:
+            blocks = component[split.ids]
+            whole = blocks[:, 0][(blocks == blocks[:, :1]).all(axis=1)]
+            if len(whole) and not (whole == whole[0]).all():
+                found.append((np.unique(whole), split.node))
+            elif len(whole) and len(blocks) > 1 and blocks.size == len(blocks):
+                found.append((np.unique(whole), split.node))
+    return tuple(found)
 
 
 def _refine(recorder: Recorder, balances: list[tuple[int, Balance]], count: int) -> tuple[tuple[Cells, ...], set[int]]:

@@ -115,7 +115,8 @@ def _pins(graph: ChannelGraph, own: Ids) -> list[tuple[str, str, int]]:
         count = int(np.isin(own, graph.closed.component[pin.ids]).sum())
         if count:
             result.append((pin.node, pin.reason, count))
-    for components, node, reason in graph.barred:
+    rigid = [(c, node, "the only channel of a block whose number the operator fixes") for c, node in graph.closed.rigid]
+    for components, node, reason in (*graph.barred, *rigid):
         count = int(np.isin(own, components).sum())
         if count:
             result.append((node, reason, count))

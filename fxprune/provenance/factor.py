@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -114,25 +114,27 @@ def segments(old: tuple[int, ...], new: tuple[int, ...]) -> list[tuple[range, ra
     return runs
 
 
-def live_sizes(shape: tuple[int, ...], factors: Sequence[Ids], alive: Mask, inner: Sequence[int | None] = ()) -> tuple[int, ...] | None:
+def live_sizes(
+    shape: tuple[int, ...], factors: Sequence[Ids], alive: Mask, inner: Callable[[Ids], Sequence[int]] = lambda _: ()
+) -> tuple[int, ...] | None:
     """The shape of the packed live elements, or None if they do not fill a box.
 
     Args:
         shape: the shape of the value.
         factors: its canonical factors.
         alive: for every atom, whether it lives (``alive[0]`` is True).
-        inner: per factor that varies along several dimensions, the dimension whose counts are equal in all others (ragged but
-            balanced); None lets the counts decide.
+        inner: for a factor that varies along several dimensions and is ragged, the dimensions that run within blocks; without an
+            answer the counts decide.
     """
     sizes = list(shape)
     taken: set[int] = set()
-    for index, ids in enumerate(factors):
+    for ids in factors:
         dims = support(ids)
         live = alive[ids]
         if len(dims) == 1:
             found: dict[int, int] | None = {dims[0]: int(live.sum())}
         else:
-            found = _packed(live, dims, inner[index] if index < len(inner) else None)
+            found = _packed(live, dims, lambda ids=ids: inner(ids))
         if found is None:
             return None
         for dim, size in found.items():
@@ -143,12 +145,12 @@ def live_sizes(shape: tuple[int, ...], factors: Sequence[Ids], alive: Mask, inne
     return tuple(sizes)
 
 
-def _packed(live: Mask, dims: tuple[int, ...], inner: int | None) -> dict[int, int] | None:
+def _packed(live: Mask, dims: tuple[int, ...], inner: Callable[[], Sequence[int]]) -> dict[int, int] | None:
     spread = {d: int(live.any(axis=tuple(e for e in range(live.ndim) if e != d)).sum()) for d in dims}
     total = int(live.sum())
     if prod(spread.values()) == total:
         return spread
-    for dim in (inner,) if inner is not None else reversed(dims):
+    for dim in [d for d in inner() if d in dims] or reversed(dims):
         counts = live.sum(axis=dim)
         most = int(counts.max())
         if prod(n for d, n in spread.items() if d != dim) * most == total:

@@ -4,7 +4,7 @@
 2. ``pin(ids, reason)``: these atoms can never go.
 3. ``split(ids)``: a view laid one run of channels out in several dimensions; all but the last are blocks, and every block must
    keep equally many (decided after closing the couplings, since dimensions along which the coupled channels do not vary
-   are no blocks).
+   are no blocks). A *rigid* split has (blocks, channels per block) and a number of blocks that an operator fixes (its groups).
 4. ``part(ids, token)``: these atoms are the channels of a strict part of a value; channels of different parts are different kinds.
 5. ``fresh(n)``: n atoms without a producer (zero padding, constants, expanded dimensions).
 
@@ -59,6 +59,15 @@ class Coupling:
     node: str
 
 
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Channels laid out in blocks (clause 3)."""
+
+    ids: Ids
+    node: str
+    rigid: bool = False
+
+
 class Ledger(Protocol):
     """What a transfer function may ask for. ``Recorder`` writes it down; rewrite/arrival.py checks it instead."""
 
@@ -66,7 +75,7 @@ class Ledger(Protocol):
 
     def couple(self, a: Ids, b: Ids) -> None: ...
     def pin(self, ids: Ids, reason: str) -> None: ...
-    def split(self, ids: Ids) -> None: ...
+    def split(self, ids: Ids, rigid: bool = False) -> None: ...
     def part(self, ids: Ids, token: str) -> None: ...
     def fresh(self, count: int) -> Ids: ...
     def reads(self, ids: Ids) -> None: ...
@@ -82,7 +91,7 @@ class Recorder:
     axes: list[Axis] = field(default_factory=list)
     couplings: list[Coupling] = field(default_factory=list)
     pins: list[Pin] = field(default_factory=list)
-    splits: list[tuple[str, Ids]] = field(default_factory=list)
+    splits: list[Split] = field(default_factory=list)
     parts: list[tuple[str, Ids]] = field(default_factory=list)
     created: dict[tuple[str, int], Ids] = field(default_factory=dict)
     readers: list[Ids] = field(default_factory=list)
@@ -116,8 +125,8 @@ class Recorder:
     def pin(self, ids: Ids, reason: str) -> None:
         self.pins.append(Pin(ids.ravel(), self.node, reason))
 
-    def split(self, ids: Ids) -> None:
-        self.splits.append((self.node, ids))
+    def split(self, ids: Ids, rigid: bool = False) -> None:
+        self.splits.append(Split(ids, self.node, rigid))
 
     def part(self, ids: Ids, token: str) -> None:
         self.parts.append((f"{self.node}:{token}", ids.ravel()))

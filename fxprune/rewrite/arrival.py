@@ -122,7 +122,7 @@ class Arrival:
     def pin(self, ids: Ids, reason: str) -> None:
         """Nothing that is pinned has gone."""
 
-    def split(self, ids: Ids) -> None:
+    def split(self, ids: Ids, rigid: bool = False) -> None:
         """Balances were met by the solver; the shapes show it."""
 
     def part(self, ids: Ids, token: str) -> None:

@@ -4,8 +4,7 @@
 2. Node by node, the new program is run on meta with the ORIGINAL atoms as ids (arrival.py). A node whose result has not the predicted
    shape, or does not hold the predicted channels, has its literals patched (literals.py) and is run again.
 3. Parameter axes take the order in which elements arrive. When a pass has changed an order, the next one starts from it.
-4. A group that is emptied (floor = 0) keeps one *ghost* channel per group whose readers weigh it with zero: what the branch still
-   contributes is a constant, and no operator ever sees an empty tensor.
+4. Silent atoms (plan.py, clause 4) are zeroed where they are read.
 5. Weights are copied last, once, and only survivors.
 """
 
@@ -25,6 +24,7 @@ from fxprune.capture.clone import clone
 from fxprune.capture.inputs import Inputs
 from fxprune.errors import RewriteError
 from fxprune.graph.channels import ChannelGraph
+from fxprune.plan import Kept
 from fxprune.provenance.factor import Ids, Mask, Value, live_sizes, support
 from fxprune.provenance.interpret import attribute, evaluate, evaluation_clone, named_tensors
 from fxprune.provenance.ledger import Axis
@@ -58,7 +58,7 @@ class _Pass:
     shapes: dict[int, tuple[Value, tuple[int, ...]]]
 
 
-def emit(graph: ChannelGraph, removed: Mask, inputs: Inputs, *, weights: bool = True) -> Emitted:
+def emit(graph: ChannelGraph, removed: Mask, inputs: Inputs, silent: Kept | None = None, *, weights: bool = True) -> Emitted:
     """The slim program for a set of removed coupled channels.
 
     ``weights=False`` stops before clause 5: the result's tensors are on meta (used to probe a plan).
@@ -67,7 +67,6 @@ def emit(graph: ChannelGraph, removed: Mask, inputs: Inputs, *, weights: bool = 
         OrderConflict: channels arrive in an order that no weights can mend.
         RewriteError: a node cannot be patched to give what provenance predicts.
     """
-    removed, ghosts = _revive(graph, removed)
     component = graph.closed.component
     alive = ~removed[component]
     order = {a: np.flatnonzero(alive[a.start : a.start + a.size]) for a in graph.axes}
@@ -89,26 +88,8 @@ def emit(graph: ChannelGraph, removed: Mask, inputs: Inputs, *, weights: bool = 
     else:
         raise RewriteError(f"the order of channels did not settle in {PASSES} passes.")
     if weights:
-        _fill(graph, root, by_name, order, ghosts)
+        _fill(graph, root, by_name, order, silent or {})
     return Emitted(_module(graph, root, new), order)
-
-
-def _revive(graph: ChannelGraph, removed: Mask) -> tuple[Mask, dict[Axis, Ids]]:
-    """Clause 4: one channel of every emptied group lives on; returns its atoms per axis that reads them."""
-    ghosts = [g.channels[0] for g in graph.groups if removed[g.channels].all()]
-    if not ghosts:
-        return removed, {}
-    removed = removed.copy()
-    removed[ghosts] = False
-    dead = np.zeros(graph.closed.count, np.bool_)
-    dead[ghosts] = True
-    per_axis = {}
-    for number, axis in enumerate(graph.axes):
-        if graph.reading[number]:
-            atoms = np.flatnonzero(dead[graph.closed.component[axis.start : axis.start + axis.size]])
-            if len(atoms):
-                per_axis[axis] = atoms
-    return removed, per_axis
 
 
 def _run(
@@ -256,7 +237,7 @@ def _predict(state: _Pass, value: Value) -> tuple[int, ...] | None:
         return value.shape
     found = state.shapes.get(id(value))
     if found is None:
-        sizes = live_sizes(value.shape, value.factors, state.alive)
+        sizes = live_sizes(value.shape, value.factors, state.alive, state.graph.within_blocks)
         if sizes is None:
             return None
         found = state.shapes[id(value)] = (value, sizes)
@@ -314,7 +295,7 @@ def _patch_module(state: _Pass, node: fx.Node, copy: fx.Node, expected: Any, env
 
 
 def _fill(
-    graph: ChannelGraph, root: nn.Module, by_name: dict[str, list[Axis]], order: Mapping[Axis, Ids], ghosts: dict[Axis, Ids]
+    graph: ChannelGraph, root: nn.Module, by_name: dict[str, list[Axis]], order: Mapping[Axis, Ids], silent: Kept
 ) -> None:
     """Clause 5: real tensors in the place of the meta ones."""
     originals = named_tensors(graph.program.captured.root)
@@ -322,7 +303,8 @@ def _fill(
     def copy(name: str, old: Tensor) -> Tensor:
         axes = by_name.get(name, [])
         new = take(old, axes if old is originals.get(name) else (), order)
-        silence(new, axes, order, ghosts)
+        if name in silent:
+            silence(new, axes, order, silent[name])
         return like(old, new)
 
     filled = clone(graph.program.captured.root, copy)

@@ -4,7 +4,7 @@
 2. An axis with several blocks of rows (plan.py, clause 3) keeps equally many atoms in each block; rows gather their own block's.
 3. Only survivors are copied: tensors of more than ``CHUNK`` bytes are gathered row by row range, so the peak stays close to the
    slim tensor's own size. Nothing of the result shares storage with the original.
-4. *Ghost* atoms (emptied layers, see emit.py) are emitted, and zeroed where they are read.
+4. Silent atoms (plan.py, clause 4) are zeroed in the tensors that read them.
 """
 
 from __future__ import annotations
@@ -86,10 +86,10 @@ def take(tensor: Tensor, axes: Sequence[Axis], order: Mapping[Axis, Ids]) -> Ten
     return result
 
 
-def silence(tensor: Tensor, axes: Sequence[Axis], order: Mapping[Axis, Ids], ghosts: Mapping[Axis, Ids]) -> None:
-    """Zero the entries of a slim tensor that read ghost atoms (clause 4), in place."""
+def silence(tensor: Tensor, axes: Sequence[Axis], order: Mapping[Axis, Ids], silent: Mapping[int, Sequence[int]]) -> None:
+    """Zero the entries of a slim tensor that read silent atoms (clause 4), in place."""
     for axis in axes:
-        dead = ghosts.get(axis)
+        dead = silent.get(axis.dim)
         if dead is not None and axis.blocks == 1:
             places = np.flatnonzero(np.isin(order[axis], dead))
             tensor.index_fill_(axis.dim, torch.from_numpy(places).to(tensor.device), 0)

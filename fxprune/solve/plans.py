@@ -21,7 +21,18 @@ def to_plan(graph: ChannelGraph, solution: Solution, score: str, layout: str = "
         kept.setdefault(axis.name, {})[axis.dim] = tuple(alive.tolist())
         sizes.setdefault(axis.name, {})[axis.dim] = axis.size
     notes = (*graph.notes, *solution.notes)
-    return Plan(kept, sizes, solution.asked, solution.achieved, score, layout, notes)
+    return Plan(kept, sizes, solution.asked, solution.achieved, score, layout, notes, _silent(graph, solution.silent))
+
+
+def _silent(graph: ChannelGraph, channels: tuple[int, ...]) -> dict[str, dict[int, tuple[int, ...]]]:
+    found: dict[str, dict[int, tuple[int, ...]]] = {}
+    if channels:
+        for axis, reads in zip(graph.axes, graph.reading, strict=True):
+            own = graph.closed.component[axis.start : axis.start + axis.size]
+            atoms = np.flatnonzero(np.isin(own, channels))
+            if reads and len(atoms):
+                found.setdefault(axis.name, {})[axis.dim] = tuple(atoms.tolist())
+    return found
 
 
 def removed_channels(graph: ChannelGraph, plan: Plan) -> Mask:

@@ -7,11 +7,13 @@
 3. A ratio takes a prefix of that order: the one whose share of removed channels is closest to what was asked. Hence a larger
    ratio never keeps a channel that a smaller one removes.
 4. The share counts batch-norm channels (Liu et al. 2017); a coupled channel without one counts its producers' channels.
+5. With floor = 0 a group can be emptied: its best channel then stays, silent (plan.py, clause 4), and is not counted as removed.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +32,7 @@ class Solution:
     asked: float
     achieved: float
     notes: tuple[str, ...] = ()
+    silent: tuple[int, ...] = ()
 
 
 def check_ratio(ratio: float) -> float:
@@ -85,7 +88,11 @@ def solve_ratio(graph: ChannelGraph, scored: Scored, ratio: float, floor: float 
         )
     for unit in order[:take]:
         removed[unit] = True
-    return Solution(removed, ratio, float(counts[take] / total))
+    silent = _silenced(groups, scored, removed)
+    removed[silent] = False
+    notes = (f"{len(silent)} emptied group(s) keep one channel each that nobody hears",) if silent else ()
+    gone = sum(int(weight[g.channels][removed[g.channels]].sum()) for g in groups)
+    return Solution(removed, ratio, gone / total, notes, tuple(silent))
 
 
 def nothing(graph: ChannelGraph) -> str:
@@ -165,6 +172,10 @@ def _bundled(steps: list[Ids], count: int, size: int, round_to: int) -> list[Ids
     return bundles
 
 
-def ghosts(graph: ChannelGraph, group: ChannelGroup) -> Ids:
-    """The channel of an emptied group that is emitted all the same, with nobody hearing it."""
-    return group.channels[:1]
+def _silenced(groups: Sequence[ChannelGroup], scored: Scored, removed: Mask) -> list[int]:
+    """The best channel of every group that is emptied (clause 5)."""
+    found = []
+    for group, values in zip(groups, scored.values, strict=True):
+        if removed[group.channels].all():
+            found.append(int(group.channels[int(values.argmax())]))
+    return found

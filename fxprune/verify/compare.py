@@ -7,6 +7,8 @@
    are not ascending, an outer product may be permuted likewise.
 3. The error of a value is ``max |a - b| / max |a|``. Outputs must exist in full, in order, within ``rtol``; inner values within
    ``SLACK * rtol``, for cancellation may enlarge errors that vanish again. Values that are not floating are compared exactly.
+4. A value that cancels to (nearly) nothing is measured against ``CANCELLED`` times the largest value met so far, which is the size of
+   its rounding errors: the mean of a normalized value is 0 in exact arithmetic and noise in any other.
 """
 
 from __future__ import annotations
@@ -23,16 +25,18 @@ from fxprune.plan import Plan
 from fxprune.verify.existence import ALIVE, DEAD, full, has_dead, mask_of
 
 SLACK = 1000.0
+CANCELLED = 1e-7
 
 
 class Comparison:
-    """The running result of one validation, and the rules of clauses 1 to 3."""
+    """The running result of one validation, and the rules of clauses 1 to 4."""
 
     def __init__(self, plan: Plan, rtol: float) -> None:
         self.rtol = rtol
         self.permuted = any(list(rows) != sorted(rows) for dims in plan.kept.values() for rows in dims.values())
         self.compared = self.outputs = 0
         self.outputs_error = 0.0
+        self.floor = 1e-30
         self.worst = (0.0, "")
         self.skipped: list[str] = []
         self.reordered: list[str] = []
@@ -60,7 +64,7 @@ class Comparison:
                     got=f"{dead} removed elements",
                 )
             _same_shape(tuple(a.shape), b)
-            error = relative_error(a, b)
+            error = relative_error(a, b, self.floor)
             self.outputs += 1
             self.outputs_error = max(self.outputs_error, error)
             self._note(node.name, error, self.rtol)
@@ -75,13 +79,21 @@ class Comparison:
                 got=error,
             )
 
+    def _error(self, a: Tensor, b: Tensor) -> float:
+        """Relative error; what cancels to nothing is measured against what it was made of (clause 4)."""
+        if a.is_floating_point() and a.numel():
+            top = float(a.abs().max())
+            if math.isfinite(top):
+                self.floor = max(self.floor, CANCELLED * top)
+        return relative_error(a, b, self.floor)
+
     def _tensor(self, a: Tensor, b: Tensor, name: str) -> float | None:
         """The error of one tensor, None if its existence is decided later (clauses 1 and 2)."""
         mask = mask_of(a)
         a, b = _narrowed(a, b)
         if mask is None:
             _same_shape(tuple(a.shape), b)
-            return relative_error(a, b)
+            return self._error(a, b)
         copies = a.numel() // mask.numel()
         alive, present = int((mask == ALIVE).sum()) * copies, int((mask != DEAD).sum()) * copies
         if alive <= b.numel() < present:
@@ -98,7 +110,7 @@ class Comparison:
             _same_shape(tuple(sizes), b)
             for d in varying:
                 a = a.index_select(d, lines[d].nonzero()[:, 0])
-            error = relative_error(a, b)
+            error = self._error(a, b)
             if not self.permuted or not error > SLACK * self.rtol:
                 return error
             expected, found = _vectors(a, varying), _vectors(b, varying)
@@ -115,7 +127,7 @@ class Comparison:
             expected = _vectors(a, varying)[:, columns]
             found = _vectors(b, varying if rest else list(range(b.ndim)))
         self.reordered.append(name)
-        return relative_error(*_matched(expected, found))
+        return self._error(*_matched(expected, found))
 
 
 def _narrowed(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -127,20 +139,20 @@ def _narrowed(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return a, b
 
 
-def relative_error(a: Tensor, b: Tensor) -> float:
-    """``max |a - b| / max |a|``; infinite where not floating values differ, or where one is NaN and the other is not."""
+def relative_error(a: Tensor, b: Tensor, floor: float = 1e-30) -> float:
+    """``max |a - b| / max(max |a|, floor)``; infinite where not floating values differ, or where one is NaN and the other is not."""
     if a.numel() == 0:
         return 0.0
     if not (a.is_floating_point() or a.is_complex()):
         return 0.0 if torch.equal(a, b.to(a.dtype)) else math.inf
     apart, scale = float((a - b).abs().max()), float(a.abs().max())
     if math.isfinite(apart) and math.isfinite(scale):
-        return apart / max(1e-30, scale)
+        return apart / max(floor, scale)
     same = (a == b) | (a.isnan() & b.isnan())
     if not bool((same | (a.isfinite() & b.isfinite())).all()):
         return math.inf
     apart = float(torch.where(same, 0.0, (a - b).abs()).max())
-    return apart / max(1e-30, float(torch.where(a.isfinite(), a.abs(), 0.0).max()))
+    return apart / max(floor, float(torch.where(a.isfinite(), a.abs(), 0.0).max()))
 
 
 def _balanced(exists: Tensor, lines: dict[int, Tensor], got: Tensor) -> bool:

@@ -143,3 +143,5 @@ def mask_state(module: torch.nn.Module, plan: Plan, copies: dict[int, Any]) -> N
         if name in plan.kept:
             copied: Tensor = copies[id(tensor)]
             mark(copied, plan_mask(name, copied, plan.kept[name], plan.sizes[name]))
+            for dim, atoms in plan.silent.get(name, {}).items():
+                copied.index_fill_(dim, torch.tensor(atoms, device=copied.device), 0)

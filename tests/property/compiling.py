@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from hypothesis import event
+from hypothesis import currently_in_test_context, event
 from torch import Tensor, fx, nn
 
 import fxprune
@@ -52,6 +52,12 @@ def network(case: Case) -> tuple[nn.Module, tuple[Tensor, ...]]:
     return randomise(build(case.program), case.seed), example(case.program, case.seed)
 
 
+def note(outcome: str) -> None:
+    """Count an outcome in hypothesis's statistics."""
+    if currently_in_test_context():
+        event(outcome)
+
+
 def compiled(case: Case, *, verify: bool = False) -> Compiled | None:
     """Slim a case's network; None if nothing can go.
 
@@ -66,9 +72,9 @@ def compiled(case: Case, *, verify: bool = False) -> Compiled | None:
             ratio /= 2
             continue
         plan = fxprune.plan_of(slim)
-        event("pruned" if not plan.empty else "nothing went")
+        note("pruned" if not plan.empty else "nothing went")
         return Compiled(replace(case, ratio=ratio), model, inputs, slim, plan)
-    event("nothing to prune")
+    note("nothing to prune")
     return None
 
 

@@ -21,13 +21,15 @@ from tests.reference.zeroed import zeroed, zeroing
 
 
 def check_weights(c: Compiled) -> None:
-    """Every weight of the slim network is the original's, indexed by what the plan keeps."""
+    """Every weight of the slim network is the original's, indexed by what the plan keeps, zero where it reads silent atoms."""
     slim = dict(c.slim.named_parameters())
     for name, weight in c.model.named_parameters():
         sizes = c.plan.sizes.get(name, {})
         if name not in slim or any(sizes[dim] != weight.shape[dim] for dim in sizes):
             continue
         expected = weight.detach()
+        for dim, silent in c.plan.silent.get(name, {}).items():
+            expected = expected.index_fill(dim, torch.tensor(silent, dtype=torch.long), 0.0)
         for dim in sizes:
             expected = expected.index_select(dim, torch.tensor(c.plan.kept[name][dim], dtype=torch.long))
         assert slim[name].shape == expected.shape, name

@@ -54,6 +54,7 @@ class _Zeroing(TorchFunctionMode):
         atoms = self.plan.sizes[name][dim]
         live = torch.zeros(atoms, dtype=weight.dtype)
         live[list(self.plan.kept[name][dim])] = 1
+        live[list(self.plan.silent.get(name, {}).get(dim, ()))] = 0
         if transposed or dim == 0 or atoms == weight.shape[dim]:
             return weight * live.reshape([-1 if d == dim else 1 for d in range(weight.dim())])
         blocks = atoms // weight.shape[dim]  # clause 2

@@ -207,14 +207,11 @@ def _blocks(
             t.couple(ids.reshape(groups, per_in, -1), source.transpose(0, 2, 1))
             t.ledger.reads(source)
         if groups > 1:
-            t.ledger.split(ids[:, 0].reshape(groups, per_in))
+            t.ledger.split(ids[:, 0].reshape(groups, per_in), rigid=True)
     if not channel and source is not None:
         t.ledger.pin(source, CONSTANT)
     if groups > 1 and target is not None:
-        if per_out == 1:
-            t.ledger.pin(target, "the only output channel of its convolution group")
-            return None
-        t.ledger.split(target.reshape(groups, per_out))
+        t.ledger.split(target.reshape(groups, per_out), rigid=True)
     return target
 
 

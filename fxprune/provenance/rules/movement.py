@@ -197,7 +197,7 @@ def shuffle(t: Tracker, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) 
         groups, channels = args[1], value.shape[1]
         for ids in value.factors:
             if ids.shape[1] > 1:
-                t.ledger.split(compress(ids[0, :].reshape(groups, channels // groups, -1)))
+                t.ledger.split(ids.swapaxes(0, 1).reshape(channels, -1)[:, 0].reshape(groups, -1), rigid=True)
     return generic(t, func, args, kwargs)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxprune.provenance.factor import Value, along, compress
+from fxprune.provenance.factor import Value, along
 from fxprune.provenance.tracker import Rule, Tracker
 
 
@@ -57,7 +57,7 @@ def group_norm(t: Tracker, func: Any, args: Sequence[Any], kwargs: dict[str, Any
     factors = t.merge(value.shape, [value, *_per_channel(t, args[1:3], x.dim())])
     for ids in factors:
         if groups > 1 and ids.shape[1] > 1:
-            t.ledger.split(compress(ids.swapaxes(0, 1).reshape(groups, ids.shape[1] // groups, -1)))
+            t.ledger.split(ids.swapaxes(0, 1).reshape(ids.shape[1], -1)[:, 0].reshape(groups, -1), rigid=True)
     out = t.new(x.shape, x, factors)
     return out, torch.empty(0, dtype=x.dtype, device="meta"), torch.empty(0, dtype=x.dtype, device="meta")
 

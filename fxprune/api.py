@@ -212,7 +212,8 @@ def apply(
 def _apply(model: nn.Module, graph: ChannelGraph, decided: Plan, inputs: Inputs, *, verify: bool) -> fx.GraphModule:
     removed = removed_channels(graph, decided)
     emitted = emit(graph, removed, inputs, decided.silent)
-    final = replace(decided, kept=_ordered(graph, removed, emitted), sizes=_sizes(graph))
+    known = {axis.name for axis in graph.axes} == set(decided.kept)
+    final = decided if known and not emitted.reordered else replace(decided, kept=_ordered(graph, removed, emitted), sizes=_sizes(graph))
     before = _record(model)
     total = final if before is None else compose(before, final)
     _attach(emitted.module, total)

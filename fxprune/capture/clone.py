@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-import copy
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 TensorMap = Callable[[str, Tensor], Tensor]
+CONTAINERS = (dict, list, set, OrderedDict)
 
 
 def clone(module: nn.Module, tensor: TensorMap) -> nn.Module:
@@ -53,8 +54,8 @@ def _tensor(value: Tensor | None, name: str, tensor: TensorMap, tensors: dict[in
 def _container(value: Any, name: str, tensor: TensorMap, tensors: dict[int, Tensor]) -> Any:
     if isinstance(value, Tensor):
         return _tensor(value, name, tensor, tensors)
-    if type(value) in (dict, list, set) or type(value).__name__ == "OrderedDict":
-        return copy.copy(value)
+    if isinstance(value, CONTAINERS) and type(value) in CONTAINERS:
+        return value.copy()
     return value
 
 

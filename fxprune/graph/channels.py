@@ -93,7 +93,7 @@ class ChannelGraph:
         tensors: parameters and buffers of the model, by name.
         gammas: names of weights of batch norms.
         kept: names that the user asked to keep.
-        barred: components that the fail-safe or ``keep`` pinned, with the reason.
+        barred: atoms that the fail-safe or ``keep`` pinned, with node and reason.
         notes: what a user should know.
     """
 
@@ -123,8 +123,8 @@ class ChannelGraph:
             pinned[self.closed.component[pin.ids]] = True
         for components, _ in self.closed.rigid:
             pinned[components] = True
-        for components, _, _ in self.barred:
-            pinned[components] = True
+        for ids, _, _ in self.barred:
+            pinned[self.closed.component[ids]] = True
         return pinned
 
     @cached_property
@@ -148,12 +148,12 @@ class ChannelGraph:
     @cached_property
     def groups(self) -> tuple[ChannelGroup, ...]:
         """The free coupled channels by kind, in the order in which the program first meets them."""
-        comps, numbers = self._table
+        comps, _ = self._table
         closed = self.closed
         has_parameter = np.zeros(closed.count, np.bool_)
         has_parameter[comps] = True
         free = has_parameter & ~self.pinned
-        kind = self._kinds(comps, numbers)
+        kind = self._kinds()
         channels = np.flatnonzero(free)
         if not len(channels):
             return ()
@@ -170,8 +170,7 @@ class ChannelGraph:
         for number, axis in enumerate(self.axes):
             own = closed.component[axis.start : axis.start + axis.size]
             owners = group_of[own]
-            for index in np.unique(owners[owners >= 0]):
-                atom = np.flatnonzero(owners == index)
+            for index, atom in _runs(owners):
                 members[index].append(Member(axis.name, axis.dim, place[own[atom]], atom, bool(reading[number]), axis.blocks))
         found = [self._group(piece, own) for piece, own in zip(pieces, members, strict=True)]
         first = {axis.label: number for number, axis in reversed(list(enumerate(self.axes)))}
@@ -182,19 +181,18 @@ class ChannelGraph:
         gammas = tuple(m.name for m in members if m.name in self.gammas)
         return ChannelGroup(producers[0].name, channels, tuple(members), self.tensors, gammas)
 
-    def _kinds(self, comps: Ids, numbers: Ids) -> Ids:
+    def _kinds(self) -> Ids:
         """A hash per component of the set of axes and parts it has atoms in (clause 2)."""
         recorder = self.program.recorder
         component = self.closed.component
         random = np.random.default_rng(0)
-        pairs = [comps * len(self.axes) + numbers] if len(comps) else []
         weights = random.integers(1, 2**62, len(self.axes) + len(recorder.parts), dtype=np.int64)
         kind = np.zeros(self.closed.count, np.int64)
-        if pairs:
-            unique = np.unique(pairs[0])
-            np.add.at(kind, unique // len(self.axes), weights[unique % len(self.axes)])
-        for index, (_, ids) in enumerate(recorder.parts):
-            kind[np.unique(component[ids])] += weights[len(self.axes) + index]
+        # Indexed assignment adds once per component, however many of its atoms an axis has.
+        for weight, axis in zip(weights, self.axes, strict=False):
+            kind[component[axis.start : axis.start + axis.size]] += weight
+        for weight, (_, ids) in zip(weights[len(self.axes) :], recorder.parts, strict=True):
+            kind[component[ids]] += weight
         return kind
 
     @cached_property
@@ -227,8 +225,8 @@ class ChannelGraph:
             found.setdefault(("pinned", pin.node, pin.reason), set()).update(component[pin.ids].tolist())
         for components, node in self.closed.rigid:
             found.setdefault(("pinned", node, "the only channel of a block whose number the operator fixes"), set()).update(components.tolist())
-        for components, node, reason in self.barred:
-            found.setdefault(("pinned", node, reason), set()).update(components.tolist())
+        for ids, node, reason in self.barred:
+            found.setdefault(("pinned", node, reason), set()).update(self.closed.component[ids].tolist())
         result = [Constraint(kind, node, reason, self.axes_of(comps), len(comps)) for (kind, node, reason), comps in found.items()]
         for balance in self.closed.balances:
             blocks, size = balance.blocks.shape
@@ -260,7 +258,8 @@ class ChannelGraph:
 
     def bar(self, components: Ids, node: str, reason: str) -> ChannelGraph:
         """The same graph with these coupled channels pinned."""
-        return replace(self, barred=(*self.barred, (components, node, reason)))
+        ids = np.flatnonzero(np.isin(self.closed.component, components))
+        return replace(self, barred=(*self.barred, (ids, node, reason)))
 
     def uniform(self, components: Ids) -> ChannelGraph:
         """The same graph with every balance over these channels made uniform (closure.py, clause 3)."""
@@ -284,6 +283,16 @@ class ChannelGraph:
         from fxprune.graph.view import explain
 
         return explain(self, name)
+
+
+def _runs(owners: Ids) -> list[tuple[int, Ids]]:
+    """The positions of every group number >= 0, ascending."""
+    first = int(owners[0])
+    if (owners == first).all():
+        return [(first, np.arange(len(owners)))] if first >= 0 else []
+    order = np.argsort(owners, kind="stable")
+    ends = np.flatnonzero(np.diff(owners[order])) + 1
+    return [(int(owners[piece[0]]), piece) for piece in np.split(order, ends) if owners[piece[0]] >= 0]
 
 
 def build(program: Interpreted, tensors: Mapping[str, Tensor], gammas: frozenset[str]) -> ChannelGraph:

@@ -20,7 +20,6 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from fxprune.capture.clone import clone
 from fxprune.capture.inputs import Inputs
 from fxprune.errors import RewriteError
 from fxprune.graph.channels import ChannelGraph
@@ -43,6 +42,7 @@ class Emitted:
 
     module: fx.GraphModule
     order: Mapping[Axis, Ids]
+    reordered: bool = False
 
 
 @dataclass(slots=True)
@@ -73,6 +73,7 @@ def emit(graph: ChannelGraph, removed: Mask, inputs: Inputs, silent: Kept | None
     by_name: dict[str, list[Axis]] = {}
     for axis in graph.axes:
         by_name.setdefault(axis.name, []).append(axis)
+    reordered = False
     for _ in range(PASSES):
         arrival = Arrival(component, alive, graph.program.recorder.created, order)
         try:
@@ -80,16 +81,16 @@ def emit(graph: ChannelGraph, removed: Mask, inputs: Inputs, silent: Kept | None
         except OrderConflict:
             if not arrival.reordered:
                 raise
-            order = arrival.order
+            order, reordered = arrival.order, True
             continue
         if not arrival.reordered:
             break
-        order = arrival.order
+        order, reordered = arrival.order, True
     else:
         raise RewriteError(f"the order of channels did not settle in {PASSES} passes.")
     if weights:
         _fill(graph, root, by_name, order, silent or {})
-    return Emitted(_module(graph, root, new), order)
+    return Emitted(_module(graph, root, new), order, reordered)
 
 
 def _run(
@@ -298,23 +299,30 @@ def _fill(
     graph: ChannelGraph, root: nn.Module, by_name: dict[str, list[Axis]], order: Mapping[Axis, Ids], silent: Kept
 ) -> None:
     """Clause 5: real tensors in the place of the meta ones."""
-    originals = named_tensors(graph.program.captured.root)
+    source_root = graph.program.captured.root
+    names = {id(tensor): name for name, tensor in named_tensors(source_root).items()}
+    copies: dict[int, Tensor] = {}
 
-    def copy(name: str, old: Tensor) -> Tensor:
-        axes = by_name.get(name, [])
-        new = take(old, axes if old is originals.get(name) else (), order)
-        if name in silent:
-            silence(new, axes, order, silent[name])
-        return like(old, new)
+    def copy(old: Tensor) -> Tensor:
+        found = copies.get(id(old))
+        if found is None:
+            name = names.get(id(old), "")
+            axes = by_name.get(name, ())
+            new = take(old, axes, order)
+            if name in silent:
+                silence(new, axes, order, silent[name])
+            found = copies[id(old)] = like(old, new)
+        return found
 
-    filled = clone(graph.program.captured.root, copy)
-    for target, source in zip(root.modules(), filled.modules(), strict=True):
-        target._parameters, target._buffers = source._parameters, source._buffers
+    for target, source in zip(root.modules(), source_root.modules(), strict=True):
+        for store in (target._parameters, target._buffers):
+            own = source._parameters if store is target._parameters else source._buffers
+            store.update({key: old if old is None else copy(old) for key, old in own.items()})
         for key, value in source.__dict__.items():
             if isinstance(value, Tensor):
-                target.__dict__[key] = value
-        if "_flat_weights" in source.__dict__:
-            target.__dict__["_flat_weights"] = source.__dict__["_flat_weights"]
+                target.__dict__[key] = copy(value)
+        if "_flat_weights_names" in target.__dict__:
+            target.__dict__["_flat_weights"] = [getattr(target, name) for name in target.__dict__["_flat_weights_names"]]
         target.__dict__.pop("_fxprune_fitted", None)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from fxprune.errors import PlanMismatchError
 from fxprune.graph.channels import ChannelGraph
 from fxprune.plan import Plan
-from fxprune.provenance.factor import Mask
+from fxprune.provenance.factor import Ids, Mask
 from fxprune.solve.ratio import Solution
 
 
@@ -15,10 +15,14 @@ def to_plan(graph: ChannelGraph, solution: Solution, score: str, layout: str = "
     """The surviving atoms of every axis."""
     kept: dict[str, dict[int, tuple[int, ...]]] = {}
     sizes: dict[str, dict[int, int]] = {}
+    same: dict[bytes, tuple[int, ...]] = {}  # axes that keep the same positions share one tuple
     for axis in graph.axes:
-        own = graph.closed.component[axis.start : axis.start + axis.size]
-        alive = np.flatnonzero(~solution.removed[own])
-        kept.setdefault(axis.name, {})[axis.dim] = tuple(alive.tolist())
+        gone = solution.removed[graph.closed.component[axis.start : axis.start + axis.size]]
+        key = gone.tobytes()
+        rows = same.get(key)
+        if rows is None:
+            rows = same[key] = tuple(np.flatnonzero(~gone).tolist())
+        kept.setdefault(axis.name, {})[axis.dim] = rows
         sizes.setdefault(axis.name, {})[axis.dim] = axis.size
     notes = (*graph.notes, *solution.notes)
     return Plan(kept, sizes, solution.asked, solution.achieved, score, layout, notes, _silent(graph, solution.silent))
@@ -42,13 +46,13 @@ def removed_channels(graph: ChannelGraph, plan: Plan) -> Mask:
         PlanMismatchError: unknown names, other sizes, or a plan that tears coupled channels apart or removes pinned ones.
     """
     axes = {(a.name, a.dim): a for a in graph.axes}
-    gone = np.zeros(graph.closed.count, np.int64)
-    atoms = np.zeros(graph.closed.count, np.int64)
-    for axis in graph.axes:
-        np.add.at(atoms, graph.closed.component[axis.start : axis.start + axis.size], 1)
+    component = graph.closed.component
+    gone = np.zeros(graph.closed.count, np.bool_)
+    here = np.zeros(graph.closed.count, np.bool_)
+    same: dict[int, Ids] = {}
     for name, dims in plan.kept.items():
         for dim, rows in dims.items():
-            axis = axes.get((name, dim))
+            axis = axes.pop((name, dim), None)
             if axis is None or axis.size != plan.sizes[name][dim]:
                 found = "no such parameter dimension" if axis is None else f"{axis.size} channels"
                 raise PlanMismatchError(
@@ -58,10 +62,17 @@ def removed_channels(graph: ChannelGraph, plan: Plan) -> Mask:
                     expected=plan.sizes[name][dim],
                     got=found,
                 )
-            dead = np.ones(axis.size, np.bool_)
-            dead[list(rows)] = False
-            np.add.at(gone, graph.closed.component[axis.start : axis.start + axis.size][dead], 1)
-    torn = np.flatnonzero((gone > 0) & (gone < atoms))
+            index = same.get(id(rows))
+            if index is None:
+                index = same[id(rows)] = np.array(rows, np.int64)
+            own = component[axis.start : axis.start + axis.size]
+            live = np.zeros(axis.size, np.bool_)
+            live[index] = True
+            gone[own[~live]] = True
+            here[own[live]] = True
+    for axis in axes.values():  # what the plan does not name stays
+        here[component[axis.start : axis.start + axis.size]] = True
+    torn = np.flatnonzero(gone & here)
     if len(torn):
         label = ", ".join(graph.axes_of(torn[:1].tolist())[:3])
         raise PlanMismatchError(
@@ -69,9 +80,8 @@ def removed_channels(graph: ChannelGraph, plan: Plan) -> Mask:
             "It was made for another model or with other constraints.",
             node=label,
         )
-    removed = gone > 0
-    pinned = np.flatnonzero(removed & graph.pinned)
+    pinned = np.flatnonzero(gone & graph.pinned)
     if len(pinned):
         label = ", ".join(graph.axes_of(pinned[:1].tolist())[:3])
         raise PlanMismatchError(f"the plan removes a channel that cannot go: {label}. See graph.explain().", node=label)
-    return removed
+    return gone

@@ -17,11 +17,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from fxprune.errors import BudgetError, NothingToPruneError
 from fxprune.graph.channels import ChannelGraph, ChannelGroup
 from fxprune.provenance.factor import Ids, Mask
 from fxprune.score.scores import Scored
+
+
+Numbers = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,17 +72,17 @@ def solve_ratio(graph: ChannelGraph, scored: Scored, ratio: float, floor: float 
     if not groups:
         raise NothingToPruneError(nothing(graph))
     order = _order(graph, scored, floor, round_to)
-    counts = np.array([0, *(int(weight[unit].sum()) for unit in order)]).cumsum()
+    sizes = np.add.reduceat(weight[order.channels], order.starts) if len(order) else np.zeros(0, np.int64)
+    counts = np.concatenate([[0], sizes.cumsum()])
     target = ratio * total
     take = int(np.abs(counts - target).argmin())
-    if ratio > 0 and not order:
+    if ratio > 0 and not len(order):
         raise NothingToPruneError(
             f"no channel can go with floor={floor:g} and round_to={round_to}: every group is already at its least width. "
             "Lower floor or round_to.",
             got=ratio,
         )
-    granule = max((int(weight[unit].sum()) for unit in order), default=0)
-    if target > counts[-1] + granule / 2:
+    if target > counts[-1] + sizes.max(initial=0) / 2:
         raise BudgetError(
             f"ratio {ratio:g} cannot be reached: floor={floor:g}"
             + (f", round_to={round_to}" if round_to > 1 else "")
@@ -86,8 +90,7 @@ def solve_ratio(graph: ChannelGraph, scored: Scored, ratio: float, floor: float 
             expected=counts[-1] / total,
             got=ratio,
         )
-    for unit in order[:take]:
-        removed[unit] = True
+    removed[order.first(take)] = True
     silent = _silenced(groups, scored, removed)
     removed[silent] = False
     notes = (f"{len(silent)} emptied group(s) keep one channel each that nobody hears",) if silent else ()
@@ -116,29 +119,68 @@ def _weights(graph: ChannelGraph) -> Ids:
     return np.where(weight > 0, weight, np.maximum(producers, 1))
 
 
-def _order(graph: ChannelGraph, scored: Scored, floor: float, round_to: int) -> list[Ids]:
+@dataclass(frozen=True, slots=True)
+class Order:
+    """Units one after another: ``channels[starts[i] : starts[i + 1]]`` is the i-th to go."""
+
+    channels: Ids
+    starts: Ids
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def first(self, count: int) -> Ids:
+        """The channels of the first ``count`` units."""
+        return self.channels[: self.starts[count]] if count < len(self.starts) else self.channels
+
+
+def _order(graph: ChannelGraph, scored: Scored, floor: float, round_to: int) -> Order:
     """The elimination order (clause 2): units that can go one after another."""
     value = np.full(graph.closed.count, np.inf)
     group_of = np.full(graph.closed.count, -1, np.int64)
-    least = []
+    least = np.zeros(len(graph.groups), np.int64)
     for index, (group, numbers) in enumerate(zip(graph.groups, scored.values, strict=True)):
         value[group.channels] = numbers.numpy()
         group_of[group.channels] = index
-        # The floor is a share of the whole width: pinned channels of the same axes are no part of the group.
-        least.append(0 if floor == 0 else max(1, math.ceil(floor * len(group) - 1e-9)))
-    units = _units(graph, value, group_of, round_to, least)
-    units.sort(key=lambda unit: (float(value[unit].mean()), int(unit.min())))
+        least[index] = 0 if floor == 0 else max(1, math.ceil(floor * len(group) - 1e-9))
+    joint, in_step = _steps(graph, value, round_to)
+    shared = set(np.unique(group_of[in_step]).tolist())
+    singles = []
+    for index, group in enumerate(graph.groups):
+        own = group.channels[~in_step[group.channels]]
+        ranked = own[np.lexsort((own, value[own]))]
+        if round_to == 1 and index not in shared:
+            singles.append(ranked[: len(ranked) - least[index]])
+        else:
+            joint += _bundled([ranked[i : i + 1] for i in range(len(ranked))], len(ranked), 1, round_to)
+    accepted = _within_floors(graph, joint, value, group_of, least)
+    alone = np.concatenate([np.zeros(0, np.int64), *singles])
+    channels = np.concatenate([alone, *accepted])
+    lengths = np.concatenate([np.ones(len(alone), np.int64), np.array([len(u) for u in accepted], np.int64)])
+    unit = np.repeat(np.arange(len(lengths)), lengths)
+    score = np.concatenate([value[alone], np.array([value[u].mean() for u in accepted])])
+    first = np.concatenate([alone, np.array([u.min() for u in accepted], np.int64)])
+    ranks = np.empty(len(lengths), np.int64)
+    place = np.lexsort((first, score))
+    ranks[place] = np.arange(len(lengths))
+    starts = np.concatenate([[0], lengths[place].cumsum()])[:-1].astype(np.int64)
+    return Order(channels[np.argsort(ranks[unit], kind="stable")], starts)
+
+
+def _within_floors(graph: ChannelGraph, units: list[Ids], value: Numbers, group_of: Ids, least: Ids) -> list[Ids]:
+    """The units, in order, that leave every group its floor when all before them have gone."""
     left = np.array([len(g) for g in graph.groups])
-    order = []
-    for unit in units:
+    accepted = []
+    for unit in sorted(units, key=lambda u: (float(value[u].mean()), int(u.min()))):
         touched, many = np.unique(group_of[unit], return_counts=True)
-        if all(left[g] - m >= least[g] for g, m in zip(touched, many, strict=True)):
+        if (left[touched] - many >= least[touched]).all():
             left[touched] -= many
-            order.append(unit)
-    return order
+            accepted.append(unit)
+    return accepted
 
 
-def _units(graph: ChannelGraph, value: np.ndarray, group_of: Ids, round_to: int, least: list[int]) -> list[Ids]:
+def _steps(graph: ChannelGraph, value: Numbers, round_to: int) -> tuple[list[Ids], Mask]:
+    """Units of cells that are thinned in step, and the channels that go in no other way."""
     units: list[Ids] = []
     in_step = np.zeros(graph.closed.count, np.bool_)
     for cells in graph.closed.cells:
@@ -153,11 +195,7 @@ def _units(graph: ChannelGraph, value: np.ndarray, group_of: Ids, round_to: int,
                 break
             steps.append(unit)
         units += _bundled(steps, cells.steps, sum(len(c) for c in cells.cells) // cells.steps, round_to)
-    for group in graph.groups:
-        single = group.channels[~in_step[group.channels]]
-        ranked = single[np.lexsort((single, value[single]))]
-        units += _bundled([np.array([c]) for c in ranked], len(ranked), 1, round_to)
-    return units
+    return units, in_step
 
 
 def _bundled(steps: list[Ids], count: int, size: int, round_to: int) -> list[Ids]:

@@ -21,9 +21,10 @@ from fxprune.graph.channels import ChannelGraph, build
 from fxprune.plan import Plan
 from fxprune.provenance.factor import Ids, Mask
 from fxprune.provenance.interpret import interpret, named_tensors
-from fxprune.rewrite.arrival import OrderConflict
+from fxprune.rewrite.arrival import OrderConflictError
 from fxprune.rewrite.emit import Emitted, emit
-from fxprune.score.scores import Score, score as score_groups
+from fxprune.score.scores import Score
+from fxprune.score.scores import score as score_groups
 from fxprune.solve.plans import removed_channels, to_plan
 from fxprune.solve.ratio import solve_ratio
 from fxprune.verify import Evidence, verify_slim
@@ -77,7 +78,9 @@ def _analyze(model: nn.Module, example_inputs: Any, keep: Sequence[str] = ()) ->
 def _check_weights(captured: Captured) -> None:
     for name, tensor in captured.root.named_parameters():
         if tensor.device.type == "meta":
-            raise WeightError(f"parameter {name!r} is on the meta device: it has no numbers to rank or copy. Load the weights first.", node=name)
+            raise WeightError(
+                f"parameter {name!r} is on the meta device: it has no numbers to rank or copy. Load the weights first.", node=name
+            )
         if tensor.is_quantized or not (tensor.is_floating_point() or tensor.is_complex()):
             raise WeightError(
                 f"parameter {name!r} has dtype {tensor.dtype}; only floating-point weights can be pruned. Prune before quantising.",
@@ -86,7 +89,9 @@ def _check_weights(captured: Captured) -> None:
             )
     for name, module in captured.root.named_modules():
         if type(module).__module__.startswith(("torch.ao.nn.quantized", "torch.nn.quantized")):
-            raise WeightError(f"module {name!r} is quantised ({type(module).__name__}). Prune the float model, then quantise.", node=name)
+            raise WeightError(
+                f"module {name!r} is quantised ({type(module).__name__}). Prune the float model, then quantise.", node=name
+            )
 
 
 def _gammas(root: nn.Module) -> frozenset[str]:
@@ -133,7 +138,7 @@ def _settle(graph: ChannelGraph, inputs: Inputs) -> ChannelGraph:
             return graph
         try:
             emit(graph, _probe(graph), inputs, weights=False)
-        except OrderConflict as conflict:
+        except OrderConflictError as conflict:
             graph = _yield_to(graph, conflict.components, conflict.node)
         else:
             return graph
@@ -175,6 +180,8 @@ def plan(
     Args:
         graph: what ``analyze`` returned.
         ratio: share of channels to remove, in [0, 1).
+        budget: not available in this version.
+        layout: "coupled": a channel goes when its whole coupling class goes.
         score: "auto", "gamma", "gamma_sum", "gamma_max", "magnitude", "random", or a callable ``(ChannelGroup) -> tensor (channels,)``.
         floor: share of each group that stays, at least one channel; 0 allows emptied layers.
         round_to: widths of groups become multiples of this.
@@ -203,6 +210,7 @@ def apply(
         PlanMismatchError: the plan belongs to another model.
         VerificationError: the slim model does not compute what the masked original computes.
     """
+    del absorb  # in this version what a removed channel still emits is dropped, as the paper does
     if not isinstance(plan, Plan):
         raise PlanMismatchError(f"plan must be a fxprune.Plan, got {type(plan).__name__}. Use Plan.from_json() for a JSON text.")
     graph, inputs = _analyze(model, example_inputs)
@@ -213,7 +221,11 @@ def _apply(model: nn.Module, graph: ChannelGraph, decided: Plan, inputs: Inputs,
     removed = removed_channels(graph, decided)
     emitted = emit(graph, removed, inputs, decided.silent)
     known = {axis.name for axis in graph.axes} == set(decided.kept)
-    final = decided if known and not emitted.reordered else replace(decided, kept=_ordered(graph, removed, emitted), sizes=_sizes(graph))
+    final = (
+        decided
+        if known and not emitted.reordered
+        else replace(decided, kept=_ordered(graph, removed, emitted), sizes=_sizes(graph))
+    )
     before = _record(model)
     total = final if before is None else compose(before, final)
     _attach(emitted.module, total)
@@ -272,7 +284,9 @@ def plan_of(slim: nn.Module) -> Plan:
     """
     found = _record(slim)
     if found is None:
-        raise PlanMismatchError(f"this {type(slim).__name__} carries no plan: it was not made by fxprune.", got=type(slim).__name__)
+        raise PlanMismatchError(
+            f"this {type(slim).__name__} carries no plan: it was not made by fxprune.", got=type(slim).__name__
+        )
     return found
 
 
@@ -300,12 +314,13 @@ def slim(
     Raises:
         FxpruneError: one of its subclasses; nothing is returned and the model is unchanged.
     """
+    del absorb  # in this version what a removed channel still emits is dropped, as the paper does
     graph, inputs = _analyze(model, example_inputs, keep)
     for _ in range(ROUNDS):
         decided = plan(graph, ratio, budget=budget, score=score, layout=layout, floor=floor, round_to=round_to)
         try:
             return _apply(model, graph, decided, inputs, verify=verify)
-        except OrderConflict as conflict:
+        except OrderConflictError as conflict:
             graph = _yield_to(graph, conflict.components, conflict.node)
     raise FxpruneError("the order of channels did not settle; please report this model.")
 

@@ -75,7 +75,9 @@ class Plan:
                     for dim, rows in dims.items()
                 ],
                 "silent": [
-                    {"name": name, "dim": dim, "atoms": list(rows)} for name, dims in self.silent.items() for dim, rows in dims.items()
+                    {"name": name, "dim": dim, "atoms": list(rows)}
+                    for name, dims in self.silent.items()
+                    for dim, rows in dims.items()
                 ],
             },
             indent=indent,

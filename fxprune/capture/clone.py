@@ -23,7 +23,9 @@ def clone(module: nn.Module, tensor: TensorMap) -> nn.Module:
     return _clone(module, "", tensor, {}, {})
 
 
-def _clone(module: nn.Module, prefix: str, tensor: TensorMap, modules: dict[int, nn.Module], tensors: dict[int, Tensor]) -> nn.Module:
+def _clone(
+    module: nn.Module, prefix: str, tensor: TensorMap, modules: dict[int, nn.Module], tensors: dict[int, Tensor]
+) -> nn.Module:
     found = modules.get(id(module))
     if found is not None:
         return found

@@ -45,7 +45,10 @@ def given(example: Any) -> Inputs:
         return example
     for leaf in torch.utils._pytree.tree_leaves(example):
         if isinstance(leaf, Tensor) and leaf.numel() == 0:
-            raise InputError(f"example_inputs holds a tensor of shape {tuple(leaf.shape)}, which is empty. Give at least one sample.", got=tuple(leaf.shape))
+            raise InputError(
+                f"example_inputs holds a tensor of shape {tuple(leaf.shape)}, which is empty. Give at least one sample.",
+                got=tuple(leaf.shape),
+            )
     if isinstance(example, Tensor):
         return Inputs((example,), {})
     if isinstance(example, Mapping):

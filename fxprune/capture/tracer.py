@@ -92,8 +92,8 @@ def trace(model: nn.Module) -> Captured:
         graph.set_codegen(model.graph._codegen)
         output = graph.graph_copy(model.graph, {}, return_output_node=True)
         if output is not None:
-            value, old = output
-            graph.output(value, getattr(old, "type", None))
+            value: Any = output
+            graph.output(value[0], getattr(value[1], "type", None))
         return Captured(root, _renamed(graph, model.graph), type(model).__name__, "fx graph of the given GraphModule")
     tracer = ChannelTracer()
     classes = _flagged(root, tracer)
@@ -140,7 +140,9 @@ def _flagged(root: nn.Module, tracer: ChannelTracer) -> list[tuple[nn.Module, ty
 
 
 def _explained(error: Exception, model: nn.Module) -> CaptureError:
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if "/torch/" not in f.filename and "/fxprune/" not in f.filename]
+    frames = [
+        f for f in traceback.extract_tb(error.__traceback__) if "/torch/" not in f.filename and "/fxprune/" not in f.filename
+    ]
     place = f' at {frames[-1].filename}:{frames[-1].lineno}, "{frames[-1].line}"' if frames else ""
     return CaptureError(
         f"{type(model).__name__} cannot be traced{place}: {error}. Its control flow depends on values that exist only at run time. "

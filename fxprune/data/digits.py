@@ -23,7 +23,7 @@ def digits(test_share: float = 0.2, seed: int = 0) -> tuple[Split, Split]:
     if not 0 < test_share < 1:
         raise ValueError(f"test_share must be in (0, 1), got {test_share}.")
     try:
-        from sklearn.datasets import load_digits  # noqa: PLC0415 - an optional dependency
+        from sklearn.datasets import load_digits
     except ImportError as error:
         raise ImportError("digits() reads images that scikit-learn ships; install it: pip install 'fxprune[demo]'.") from error
     found = load_digits()

@@ -224,14 +224,20 @@ class ChannelGraph:
         for pin in self.program.recorder.pins:
             found.setdefault(("pinned", pin.node, pin.reason), set()).update(component[pin.ids].tolist())
         for components, node in self.closed.rigid:
-            found.setdefault(("pinned", node, "the only channel of a block whose number the operator fixes"), set()).update(components.tolist())
+            found.setdefault(("pinned", node, "the only channel of a block whose number the operator fixes"), set()).update(
+                components.tolist()
+            )
         for ids, node, reason in self.barred:
             found.setdefault(("pinned", node, reason), set()).update(self.closed.component[ids].tolist())
-        result = [Constraint(kind, node, reason, self.axes_of(comps), len(comps)) for (kind, node, reason), comps in found.items()]
+        result = [
+            Constraint(kind, node, reason, self.axes_of(comps), len(comps)) for (kind, node, reason), comps in found.items()
+        ]
         for balance in self.closed.balances:
             blocks, size = balance.blocks.shape
             reason = f"{blocks} blocks of {size} keep equally many"
-            result.append(Constraint("balance", balance.node, reason, self.axes_of(balance.blocks.ravel().tolist()), balance.blocks.size))
+            result.append(
+                Constraint("balance", balance.node, reason, self.axes_of(balance.blocks.ravel().tolist()), balance.blocks.size)
+            )
         return tuple(result)
 
     def axes_of(self, components: Sequence[int] | set[int]) -> tuple[str, ...]:

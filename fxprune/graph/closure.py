@@ -63,10 +63,10 @@ def close(recorder: Recorder, uniform: frozenset[int] = frozenset()) -> Closed:
         rows = np.concatenate([left, *(a for a, _ in ends)])
         cols = np.concatenate([right, *(b for _, b in ends)])
         matrix = coo_matrix((np.ones(len(rows), np.int8), (rows, cols)), shape=(recorder.atoms, recorder.atoms))
-        count, component = connected_components(matrix, directed=False)
-        component = component.astype(np.int64)
+        found, component = connected_components(matrix, directed=False)
+        count, component = int(found), component.astype(np.int64)
         balances, clash = _balances(recorder, component, uniform)
-        cells, stuck = _refine(recorder, balances, count)
+        cells, stuck = _refine(balances, count)
         more = clash | stuck
         if not more - uniform:
             return Closed(component, count, tuple(b for _, b in balances), cells, uniform, _rigid(recorder, component))
@@ -119,14 +119,12 @@ def _rigid(recorder: Recorder, component: Ids) -> tuple[tuple[Ids, str], ...]:
         if split.rigid:
             blocks = component[split.ids]
             whole = blocks[:, 0][(blocks == blocks[:, :1]).all(axis=1)]
-            if len(whole) and not (whole == whole[0]).all():
-                found.append((np.unique(whole), split.node))
-            elif len(whole) and len(blocks) > 1 and blocks.size == len(blocks):
+            if (len(whole) and not (whole == whole[0]).all()) or (len(whole) and len(blocks) > 1 and blocks.size == len(blocks)):
                 found.append((np.unique(whole), split.node))
     return tuple(found)
 
 
-def _refine(recorder: Recorder, balances: list[tuple[int, Balance]], count: int) -> tuple[tuple[Cells, ...], set[int]]:
+def _refine(balances: list[tuple[int, Balance]], count: int) -> tuple[tuple[Cells, ...], set[int]]:
     """Clause 4: the cells of the common refinement, linked where balances tie them together."""
     if not balances:
         return (), set()

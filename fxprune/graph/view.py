@@ -66,7 +66,7 @@ def explain(graph: ChannelGraph, name: str) -> str:
     numbers = [i for i, a in enumerate(graph.axes) if a.name == name or a.name.startswith(name + ".") or a.label == name]
     if not numbers:
         known = sorted({a.name.rpartition(".")[0] for a in graph.axes if a.name.rpartition(".")[0]})
-        near = [k for k in known if name.split(".")[-1] in k][:3]
+        near = [k for k in known if name.rsplit(".", maxsplit=1)[-1] in k][:3]
         hint = f" Did you mean {', '.join(map(repr, near))}?" if near else ""
         raise FxpruneError(f"{name!r} is no module or parameter with channels in this program.{hint}", got=name)
     lines = [f"{name}:"]

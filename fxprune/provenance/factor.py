@@ -134,7 +134,7 @@ def live_sizes(
         if len(dims) == 1:
             found: dict[int, int] | None = {dims[0]: int(live.sum())}
         else:
-            found = _packed(live, dims, lambda ids=ids: inner(ids))
+            found = _packed(live, dims, ids, inner)
         if found is None:
             return None
         for dim, size in found.items():
@@ -145,12 +145,12 @@ def live_sizes(
     return tuple(sizes)
 
 
-def _packed(live: Mask, dims: tuple[int, ...], inner: Callable[[], Sequence[int]]) -> dict[int, int] | None:
+def _packed(live: Mask, dims: tuple[int, ...], ids: Ids, inner: Callable[[Ids], Sequence[int]]) -> dict[int, int] | None:
     spread = {d: int(live.any(axis=tuple(e for e in range(live.ndim) if e != d)).sum()) for d in dims}
     total = int(live.sum())
     if prod(spread.values()) == total:
         return spread
-    for dim in [d for d in inner() if d in dims] or reversed(dims):
+    for dim in [d for d in inner(ids) if d in dims] or reversed(dims):
         counts = live.sum(axis=dim)
         most = int(counts.max())
         if prod(n for d, n in spread.items() if d != dim) * most == total:

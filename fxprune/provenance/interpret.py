@@ -20,7 +20,7 @@ from fxprune.capture.clone import clone, to_meta
 from fxprune.capture.inputs import Inputs
 from fxprune.capture.tracer import Captured
 from fxprune.errors import CaptureError, FxpruneError, InputError
-from fxprune.provenance.factor import Ids, Value
+from fxprune.provenance.factor import Ids
 from fxprune.provenance.ledger import Recorder
 from fxprune.provenance.rules import find
 from fxprune.provenance.tracker import Tracker
@@ -156,7 +156,7 @@ def run(graph: fx.Graph, root: nn.Module, tracker: Tracker, inputs: Inputs, on_n
                 except Exception as error:
                     raise InputError(_complaint(node, error), node=node.name, target=str(node.target), got=str(error)) from error
             if node.op == "output":
-                _pin_outputs(node, result, tracker)
+                _pin_outputs(result, tracker)
             env[node] = result
             on_node(node, result)
     if next(feed, _MISSING) is not _MISSING:
@@ -203,7 +203,7 @@ def attribute(root: nn.Module, target: str) -> Any:
     return found
 
 
-def _pin_outputs(node: fx.Node, result: Any, tracker: Tracker) -> None:
+def _pin_outputs(result: Any, tracker: Tracker) -> None:
     for leaf in torch.utils._pytree.tree_leaves(result):
         if isinstance(leaf, Tensor):
             for ids in tracker.value(leaf).factors:

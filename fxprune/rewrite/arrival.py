@@ -3,7 +3,7 @@
 1. The slim program is run like the original, with the ORIGINAL atoms as ids. Where the analysis coupled two runs of atoms, their
    coupled channels must now be equal, position by position.
 2. If they differ only in order, and one of them is a parameter's own axis that nothing has used yet, that axis takes the order of the
-   other (its weights are gathered in the order in which elements arrive). Otherwise it is an ``OrderConflict``.
+   other (its weights are gathered in the order in which elements arrive). Otherwise it is an ``OrderConflictError``.
 3. Atoms without a producer get the original's surviving ones, matched by their number.
 """
 
@@ -19,7 +19,7 @@ from fxprune.provenance.factor import Ids, Mask
 from fxprune.provenance.ledger import Axis
 
 
-class OrderConflict(RewriteError):
+class OrderConflictError(RewriteError):
     """Channels arrive in an order that no choice of weights can mend. ``components`` are the coupled channels concerned."""
 
     def __init__(self, message: str, node: str, components: Ids) -> None:
@@ -64,7 +64,7 @@ class Arrival:
             self.couple(a, b)
             return
         differing = np.unique(np.concatenate([left[left != right], right[left != right]]))
-        raise OrderConflict(
+        raise OrderConflictError(
             f"at node {self.node!r} channels that belong together arrive in different orders ({len(differing)} channels).",
             self.node,
             differing,

@@ -44,7 +44,9 @@ def _shape(module: nn.Module) -> torch.Size:
         found = module._parameters.get(name)
         if found is not None:
             return found.shape
-    return module.weight.shape  # type: ignore[return-value, union-attr]
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return weight.shape
 
 
 def _convolution(module: Any, original: Any) -> None:
@@ -72,11 +74,14 @@ def from_values(module: nn.Module, given: tuple[int, ...], predicted: tuple[int,
     elif isinstance(module, nn.GroupNorm):
         module.num_channels = given[1]
     elif isinstance(module, nn.Unflatten):
-        dim = int(module.dim) % len(given)  # type: ignore[arg-type]
-        sizes = predicted[dim : dim + len(module.unflattened_size)]
-        module.unflattened_size = tuple(old if old == -1 else new for old, new in zip(module.unflattened_size, sizes, strict=True))  # type: ignore[assignment]
+        unflatten: Any = module
+        dim = int(unflatten.dim) % len(given)
+        old = unflatten.unflattened_size
+        sizes = predicted[dim : dim + len(old)]
+        unflatten.unflattened_size = tuple(o if o == -1 else n for o, n in zip(old, sizes, strict=True))
     elif pads is not None and hasattr(module, "padding"):
-        module.padding = tuple(pads)
+        padded: Any = module
+        padded.padding = tuple(pads)
     else:
         return False
     changed = {key: value for key, value in module.__dict__.items() if before.get(key) != value}

@@ -30,7 +30,7 @@ from fxprune.provenance.ledger import Axis
 from fxprune.provenance.rules import find
 from fxprune.provenance.tracker import Tracker
 from fxprune.rewrite import attributes, literals
-from fxprune.rewrite.arrival import Arrival, OrderConflict
+from fxprune.rewrite.arrival import Arrival, OrderConflictError
 from fxprune.rewrite.slicing import like, silence, slim_factors, slim_shape, take
 
 PASSES = 8
@@ -64,7 +64,7 @@ def emit(graph: ChannelGraph, removed: Mask, inputs: Inputs, silent: Kept | None
     ``weights=False`` stops before clause 5: the result's tensors are on meta (used to probe a plan).
 
     Raises:
-        OrderConflict: channels arrive in an order that no weights can mend.
+        OrderConflictError: channels arrive in an order that no weights can mend.
         RewriteError: a node cannot be patched to give what provenance predicts.
     """
     component = graph.closed.component
@@ -78,7 +78,7 @@ def emit(graph: ChannelGraph, removed: Mask, inputs: Inputs, silent: Kept | None
         arrival = Arrival(component, alive, graph.program.recorder.created, order)
         try:
             new, root = _run(graph, alive, arrival, by_name, inputs)
-        except OrderConflict:
+        except OrderConflictError:
             if not arrival.reordered:
                 raise
             order, reordered = arrival.order, True
@@ -155,10 +155,8 @@ def _node(state: _Pass, node: fx.Node, copy: fx.Node, env: dict[fx.Node, Any]) -
             return result
     else:
         problem = "its literals are positions"
-    if node.op == "call_module":
-        changed = _patch_module(state, node, copy, expected, env)
-    else:
-        changed = _patch_call(state, node, copy, expected, env)
+    change = _patch_module if node.op == "call_module" else _patch_call
+    changed = change(state, node, copy, expected, env)
     if changed or problem == "its literals are positions":
         result, problem = _attempt(state, copy, expected, env)
         if problem is None:
@@ -183,7 +181,7 @@ def _attempt(state: _Pass, copy: fx.Node, expected: Any, env: dict[fx.Node, Any]
         result = evaluate(copy, state.root, env)
     except RewriteError:
         raise
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - whatever an operator complains about is the reason to patch its literals
         return None, f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
     return result, _compare(state, expected, result)
 
@@ -195,7 +193,7 @@ def _compare(state: _Pass, expected: Any, result: Any) -> str | None:
             return "it is no tensor any more"
         predicted = _predict(state, expected)
         if predicted is None:
-            raise OrderConflict(
+            raise OrderConflictError(
                 f"what is left at node {state.arrival.node!r} does not fill a box.",
                 state.arrival.node,
                 np.unique(np.concatenate([state.arrival.component[ids].ravel() for ids in expected.factors])),
@@ -295,9 +293,7 @@ def _patch_module(state: _Pass, node: fx.Node, copy: fx.Node, expected: Any, env
     return predicted is not None and attributes.from_values(module, tuple(given.shape), predicted, pads)
 
 
-def _fill(
-    graph: ChannelGraph, root: nn.Module, by_name: dict[str, list[Axis]], order: Mapping[Axis, Ids], silent: Kept
-) -> None:
+def _fill(graph: ChannelGraph, root: nn.Module, by_name: dict[str, list[Axis]], order: Mapping[Axis, Ids], silent: Kept) -> None:
     """Clause 5: real tensors in the place of the meta ones."""
     source_root = graph.program.captured.root
     names = {id(tensor): name for name, tensor in named_tensors(source_root).items()}
@@ -315,9 +311,12 @@ def _fill(
         return found
 
     for target, source in zip(root.modules(), source_root.modules(), strict=True):
-        for store in (target._parameters, target._buffers):
-            own = source._parameters if store is target._parameters else source._buffers
-            store.update({key: old if old is None else copy(old) for key, old in own.items()})
+        stores: list[tuple[dict[str, Any], dict[str, Any]]] = [
+            (target._parameters, source._parameters),
+            (target._buffers, source._buffers),
+        ]
+        for new, own in stores:
+            new.update({key: old if old is None else copy(old) for key, old in own.items()})
         for key, value in source.__dict__.items():
             if isinstance(value, Tensor):
                 target.__dict__[key] = copy(value)

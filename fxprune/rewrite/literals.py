@@ -57,7 +57,7 @@ def patch(site: Site) -> Call | None:
 
 def sizes(symbols: Sequence[Any], values: Sequence[Any], predicted: Sequence[int]) -> tuple[Any, ...]:
     """Clause 2: ``symbols`` as they stand in the graph, ``values`` as they evaluate on slim shapes."""
-    return tuple(s if v == p or v == -1 else int(p) for s, v, p in zip(symbols, values, predicted, strict=True))
+    return tuple(s if v in (p, -1) else int(p) for s, v, p in zip(symbols, values, predicted, strict=True))
 
 
 def _unpack(args: tuple[Any, ...], start: int = 1) -> tuple[Any, ...]:
@@ -80,7 +80,7 @@ def _split(site: Site) -> Call | None:
     """``split``/``chunk``/``tensor_split`` become a split with the predicted sizes."""
     node, predicted = site.node, site.predicted
     args, kwargs = node.args, dict(node.kwargs)
-    dim = kwargs.get("dim", args[2] if len(args) > 2 else 0)
+    dim: Any = kwargs.get("dim", args[2] if len(args) > 2 else 0)
     place = int(dim) % len(predicted[0])
     target: Any = "split" if node.op == "call_method" else torch.split
     return target, (args[0], [int(shape[place]) for shape in predicted], dim), {}
@@ -104,7 +104,8 @@ def _filled(start: int) -> Callable[[Site], Call | None]:
         node, kwargs = site.node, dict(site.node.kwargs)
         predicted = tuple(int(s) for s in site.predicted)
         if "size" in kwargs:
-            kwargs["size"] = sizes(kwargs["size"], site.slim[1]["size"], predicted)
+            given: Any = kwargs["size"]
+            kwargs["size"] = sizes(given, site.slim[1]["size"], predicted)
             return node.target, node.args, kwargs
         rest = node.args[start:]
         if rest and isinstance(rest[0], (list, tuple)):
@@ -117,8 +118,13 @@ def _filled(start: int) -> Callable[[Site], Call | None]:
 def _full(start: int) -> Callable[[Site], Call | None]:
     def rule(site: Site) -> Call | None:
         node = site.node
-        symbols, values = node.args[start], site.slim[0][start]
-        return node.target, (*node.args[:start], sizes(symbols, values, site.predicted), *node.args[start + 1 :]), dict(node.kwargs)
+        symbols: Any = node.args[start]
+        values = site.slim[0][start]
+        return (
+            node.target,
+            (*node.args[:start], sizes(symbols, values, site.predicted), *node.args[start + 1 :]),
+            dict(node.kwargs),
+        )
 
     return rule
 
@@ -173,8 +179,7 @@ def pad_counts(site: Site, value: Value, pads: list[int]) -> list[int]:
 def survivors(ids: Ids, dim: int, alive: Mask) -> Mask:
     """Per position along ``dim``: something there is alive."""
     live = alive[ids]
-    found: Mask = live.any(axis=tuple(d for d in range(ids.ndim) if d != dim))
-    return found
+    return np.asarray(live.any(axis=tuple(d for d in range(ids.ndim) if d != dim)), np.bool_)
 
 
 def _along(site: Site, value: Value, dim: int) -> Mask | None:
@@ -273,7 +278,9 @@ def _roll(site: Site) -> Call | None:
     node, value = site.node, site.original[0][0]
     shifts, dims = (_argument(node.args, node.kwargs, i, n) for i, n in ((1, "shifts"), (2, "dims")))
     listed = isinstance(shifts, (list, tuple))
-    many, places = (list(shifts), list(dims)) if listed else ([shifts], [dims if not isinstance(dims, (list, tuple)) else dims[0]])
+    many, places = (
+        (list(shifts), list(dims)) if listed else ([shifts], [dims if not isinstance(dims, (list, tuple)) else dims[0]])
+    )
     for i, (shift, dim) in enumerate(zip(many, places, strict=True)):
         live = _along(site, value, int(dim) % len(value.shape))
         if live is not None:
@@ -309,4 +316,6 @@ FUNCTIONS: dict[Any, Callable[[Site], Call | None]] = {
     operator.getitem: _item,
     operator.setitem: _item,
 }
-ALWAYS = frozenset({operator.getitem, operator.setitem, torch.roll, F.pad, "roll", "narrow", torch.narrow, "select", torch.select})
+ALWAYS = frozenset(
+    {operator.getitem, operator.setitem, torch.roll, F.pad, "roll", "narrow", torch.narrow, "select", torch.select}
+)

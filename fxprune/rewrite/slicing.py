@@ -61,7 +61,11 @@ def take(tensor: Tensor, axes: Sequence[Axis], order: Mapping[Axis, Ids]) -> Ten
             blocked = (inner, _row_blocks(tensor.shape, axes, order, axis))
         elif len(rows) != axis.size or not np.array_equal(rows, np.arange(axis.size)):
             index[axis.dim] = torch.from_numpy(np.ascontiguousarray(rows)).to(source.device)
-    if blocked is not None and blocked[0].shape[1] == tensor.shape[1] and np.array_equal(blocked[0], np.broadcast_to(np.arange(tensor.shape[1]), blocked[0].shape)):
+    if (
+        blocked is not None
+        and blocked[0].shape[1] == tensor.shape[1]
+        and np.array_equal(blocked[0], np.broadcast_to(np.arange(tensor.shape[1]), blocked[0].shape))
+    ):
         blocked = None
     if source.dim() == 0 or (blocked is None and all(i is None for i in index)):
         return source.clone(memory_format=torch.preserve_format)
@@ -72,16 +76,17 @@ def take(tensor: Tensor, axes: Sequence[Axis], order: Mapping[Axis, Ids]) -> Ten
     step = max(1, CHUNK // max(1, source[0].numel() * source.element_size()))
     for start in range(0, shape[0], step):
         stop = min(shape[0], start + step)
-        part = source.index_select(0, index[0][start:stop]) if index[0] is not None else source[start:stop]
+        first = index[0]
+        part = source.index_select(0, first[start:stop]) if first is not None else source[start:stop]
         if blocked is not None:
             inner, blocks = blocked
             columns = torch.from_numpy(inner[blocks[start:stop]]).to(source.device)
             columns = columns.reshape(columns.shape + (1,) * (part.dim() - 2)).expand(-1, -1, *part.shape[2:])
             part = part.gather(1, columns)
         for dim in range(1, source.dim()):
-            rows = index[dim]
-            if rows is not None:
-                part = part.index_select(dim, rows)
+            chosen = index[dim]
+            if chosen is not None:
+                part = part.index_select(dim, chosen)
         result[start:stop] = part
     return result
 

@@ -85,7 +85,8 @@ def atom_norms(tensor: Tensor, member: Member) -> Tensor:
     else:
         dims = [d for d in range(values.dim()) if d != member.dim]
         norms = torch.linalg.vector_norm(values, dim=dims) if dims else values.abs()
-    return norms.to("cpu", torch.float64)
+    result: Tensor = norms.to("cpu", torch.float64)
+    return result
 
 
 def random(group: ChannelGroup) -> Tensor:

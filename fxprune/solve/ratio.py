@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +24,6 @@ from fxprune.errors import BudgetError, NothingToPruneError
 from fxprune.graph.channels import ChannelGraph, ChannelGroup
 from fxprune.provenance.factor import Ids, Mask
 from fxprune.score.scores import Scored
-
 
 Numbers = npt.NDArray[np.float64]
 
@@ -45,7 +45,8 @@ def check_ratio(ratio: float) -> float:
     Raises:
         BudgetError: anything else, with a guess at what was meant.
     """
-    if isinstance(ratio, bool) or not isinstance(ratio, (int, float)):
+    given: Any = ratio
+    if isinstance(given, bool) or not isinstance(given, (int, float)):
         raise BudgetError(f"ratio must be a number in [0, 1), got {ratio!r}.", expected="[0, 1)", got=ratio)
     if math.isnan(ratio) or not 0 <= ratio < 1:
         hint = f" Did you mean {ratio / 100:.2f}?" if 1 < ratio < 100 else " It is the share of channels to REMOVE."
@@ -62,8 +63,11 @@ def solve_ratio(graph: ChannelGraph, scored: Scored, ratio: float, floor: float 
     """
     ratio = check_ratio(ratio)
     if not 0 <= floor <= 1:
-        raise BudgetError(f"floor must be in [0, 1] (the share of each group that stays), got {floor!r}.", expected="[0, 1]", got=floor)
-    if not isinstance(round_to, int) or round_to < 1:
+        raise BudgetError(
+            f"floor must be in [0, 1] (the share of each group that stays), got {floor!r}.", expected="[0, 1]", got=floor
+        )
+    multiple: Any = round_to
+    if not isinstance(multiple, int) or multiple < 1:
         raise BudgetError(f"round_to must be a positive whole number, got {round_to!r}.", got=round_to)
     groups = graph.groups
     removed = np.zeros(graph.closed.count, np.bool_)

@@ -171,7 +171,9 @@ def _weight_factors(t: Tracker, value: Value, transposed: bool, groups: int) -> 
         flat = ids.reshape(ids.shape[0], ids.shape[1])
         if dims == (0,):
             rows = flat[:, 0]
-            source, target = (_join(t, source, rows.reshape(groups, 1, -1)), target) if transposed else (source, _join(t, target, rows))
+            source, target = (
+                (_join(t, source, rows.reshape(groups, 1, -1)), target) if transposed else (source, _join(t, target, rows))
+            )
             continue
         # The ids vary along dimension 1, in blocks of rows if the convolution is grouped.
         blocks = flat.reshape(groups, -1, flat.shape[1]) if flat.shape[0] > 1 else flat.reshape(1, 1, -1)

@@ -30,7 +30,9 @@ def take(t: Tracker, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> 
     for arg in rest:
         items = arg if isinstance(arg, (list, tuple)) and any(isinstance(i, Tensor) for i in arg) else None
         found = [_number(t, i) for i in items] if items is not None else _number(t, arg)
-        known &= all(f is not None or i is None for f, i in zip(found, items, strict=True)) if items is not None else found is not None
+        known &= (
+            all(f is not None or i is None for f, i in zip(found, items, strict=True)) if items is not None else found is not None
+        )
         numbers.append(found)
     result = func(*args, **kwargs)
     factors = []
@@ -106,5 +108,8 @@ def scatter(t: Tracker, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) 
 RULES: dict[str, Rule] = {
     **dict.fromkeys("index index_select gather _unsafe_index take_along_dim".split(), take),
     "embedding": embedding,
-    **dict.fromkeys("scatter scatter_ scatter_add scatter_add_ index_copy index_copy_ index_add index_add_ index_fill index_fill_".split(), scatter),
+    **dict.fromkeys(
+        "scatter scatter_ scatter_add scatter_add_ index_copy index_copy_ index_add index_add_ index_fill index_fill_".split(),
+        scatter,
+    ),
 }

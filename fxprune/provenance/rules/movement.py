@@ -97,9 +97,8 @@ def expand(t: Tracker, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -
     factors = [align(ids, rank) for ids in value.factors]
     old = (1,) * (rank - len(value.shape)) + value.shape
     if result.is_floating_point():
-        for dim in range(rank):
-            if old[dim] == 1 and result.shape[dim] > 1:
-                factors.append(along(t.ledger.fresh(result.shape[dim]), dim, rank))
+        grown = [dim for dim in range(rank) if old[dim] == 1 and result.shape[dim] > 1]
+        factors += [along(t.ledger.fresh(result.shape[dim]), dim, rank) for dim in grown]
     t.bind(result, factors)
     t.fold(func, args, kwargs, result)
     return result
@@ -193,7 +192,7 @@ def shuffle(t: Tracker, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) 
     """Channel shuffle, pixel shuffle and unshuffle, whose inner reshape splits runs of channels."""
     value = t.value(args[0])
     name = func._schema.name
-    if name == "aten::channel_shuffle" or name == "aten::native_channel_shuffle":
+    if name in ("aten::channel_shuffle", "aten::native_channel_shuffle"):
         groups, channels = args[1], value.shape[1]
         for ids in value.factors:
             if ids.shape[1] > 1:
@@ -202,12 +201,17 @@ def shuffle(t: Tracker, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) 
 
 
 RULES: dict[str, Rule] = {
-    **dict.fromkeys("view reshape _unsafe_view unflatten flatten _reshape_alias squeeze unsqueeze squeeze_ unsqueeze_".split(), view),
+    **dict.fromkeys(
+        "view reshape _unsafe_view unflatten flatten _reshape_alias squeeze unsqueeze squeeze_ unsqueeze_".split(), view
+    ),
     **dict.fromkeys("permute transpose t".split(), permute),
     **dict.fromkeys("expand broadcast_to".split(), expand),
     **dict.fromkeys("cat concat concatenate".split(), cat),
     "stack": stack,
     "constant_pad_nd": constant_pad,
     **dict.fromkeys("channel_shuffle native_channel_shuffle pixel_shuffle pixel_unshuffle".split(), shuffle),
-    **dict.fromkeys("flip roll repeat rot90 slice select narrow split split_with_sizes unbind chunk unfold diagonal movedim tile".split(), generic),
+    **dict.fromkeys(
+        "flip roll repeat rot90 slice select narrow split split_with_sizes unbind chunk unfold diagonal movedim tile".split(),
+        generic,
+    ),
 }

@@ -69,7 +69,10 @@ def positions(t: Tracker, func: Any, args: Sequence[Any], kwargs: dict[str, Any]
     rank = len(value.shape)
     named = any(a.name == "dim" for a in func._schema.arguments)
     dims = _dims(func, args, kwargs, rank) if named else tuple(range(rank))
-    if func._schema.name in ("aten::sort", "aten::topk", "aten::argsort", "aten::kthvalue", "aten::mode", "aten::median") and len(dims) == rank:
+    if (
+        func._schema.name in ("aten::sort", "aten::topk", "aten::argsort", "aten::kthvalue", "aten::mode", "aten::median")
+        and len(dims) == rank
+    ):
         dims = (rank - 1,)
     factors = []
     for ids in value.factors:
@@ -101,7 +104,8 @@ RULES: dict[str, Rule] = {
         reduce,
     ),
     **dict.fromkeys(
-        "argmax argmin sort topk argsort kthvalue median mode cumsum cumprod cummax cummin logcumsumexp cumsum_".split(), positions
+        "argmax argmin sort topk argsort kthvalue median mode cumsum cumprod cummax cummin logcumsumexp cumsum_".split(),
+        positions,
     ),
     "cosine_similarity": cosine,
 }

@@ -8,11 +8,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from math import prod
 from typing import Any
 
 import numpy as np
-
 from torch import Tensor
 
 from fxprune.provenance.factor import Ids, compress
@@ -20,7 +20,7 @@ from fxprune.provenance.tracker import Rule, Tracker
 
 
 def _spatial_rank(name: str) -> int:
-    digits = [int(c) for c, d in zip(name, name[1:], strict=False) if c in "123" and d == "d"]
+    digits = [int(c) for c, d in pairwise(name) if c in "123" and d == "d"]
     return digits[-1] if digits else 2
 
 
@@ -92,9 +92,11 @@ POOLS = (
 )
 RULES: dict[str, Rule] = {
     **dict.fromkeys(POOLS.split(), pool),
-    **dict.fromkeys("_adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d".split(), adaptive_pool),
+    **dict.fromkeys(
+        "_adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d".split(),
+        adaptive_pool,
+    ),
     **dict.fromkeys("grid_sampler_2d grid_sampler_3d grid_sampler".split(), sample),
     "im2col": unfold,
     "col2im": fold,
 }
-

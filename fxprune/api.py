@@ -20,7 +20,7 @@ from fxprune.errors import BudgetError, FxpruneError, InputError, KeepError, Pla
 from fxprune.graph.channels import ChannelGraph, build
 from fxprune.plan import Plan
 from fxprune.provenance.factor import Ids, Mask
-from fxprune.provenance.interpret import interpret, named_tensors
+from fxprune.provenance.interpret import interpret
 from fxprune.rewrite.arrival import OrderConflictError
 from fxprune.rewrite.emit import Emitted, emit
 from fxprune.score.scores import Score
@@ -70,13 +70,15 @@ def _analyze(model: nn.Module, example_inputs: Any, keep: Sequence[str] = ()) ->
 
         inputs = infer(model, works)
         program = found[-1]
-    graph = build(program, named_tensors(captured.root), _gammas(captured.root))
+    graph = build(program, captured.tensors, _gammas(captured))
     graph = _settle(_keep(graph, keep), inputs)
     return graph, inputs
 
 
 def _check_weights(captured: Captured) -> None:
-    for name, tensor in captured.root.named_parameters():
+    for name, tensor in captured.tensors.items():
+        if not isinstance(tensor, nn.Parameter):
+            continue
         if tensor.device.type == "meta":
             raise WeightError(
                 f"parameter {name!r} is on the meta device: it has no numbers to rank or copy. Load the weights first.", node=name
@@ -87,17 +89,17 @@ def _check_weights(captured: Captured) -> None:
                 node=name,
                 got=tensor.dtype,
             )
-    for name, module in captured.root.named_modules():
+    for name, module in captured.modules:
         if type(module).__module__.startswith(("torch.ao.nn.quantized", "torch.nn.quantized")):
             raise WeightError(
                 f"module {name!r} is quantised ({type(module).__name__}). Prune the float model, then quantise.", node=name
             )
 
 
-def _gammas(root: nn.Module) -> frozenset[str]:
+def _gammas(captured: Captured) -> frozenset[str]:
     """Names of the weights of batch norms (subclasses and frozen ones included)."""
     names = set()
-    for name, module in root.named_modules():
+    for name, module in captured.modules:
         kind = isinstance(module, nn.modules.batchnorm._NormBase) or type(module).__name__ == "FrozenBatchNorm2d"
         if kind and isinstance(getattr(module, "weight", None), Tensor):
             names.add(f"{name}.weight" if name else "weight")
@@ -106,7 +108,7 @@ def _gammas(root: nn.Module) -> frozenset[str]:
 
 def _keep(graph: ChannelGraph, keep: Sequence[str]) -> ChannelGraph:
     patterns = (keep,) if isinstance(keep, str) else tuple(keep)
-    modules = [name for name, _ in graph.program.captured.root.named_modules()]
+    modules = [name for name, _ in graph.program.captured.modules]
     for pattern in patterns:
         hit = False
         for axis in graph.axes:

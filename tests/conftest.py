@@ -15,8 +15,8 @@ torch.set_num_threads(1)
 
 # max_examples is what one property gets; test modules take shares of it (tests.property.profile.share).
 COMMON = {"deadline": None, "print_blob": True, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large]}
-settings.register_profile("default", max_examples=50, derandomize=True, database=None, **COMMON)  # type: ignore[arg-type]
-settings.register_profile("thorough", max_examples=300, **COMMON)  # type: ignore[arg-type]
+settings.register_profile("default", max_examples=100, derandomize=True, database=None, **COMMON)  # type: ignore[arg-type]
+settings.register_profile("thorough", max_examples=500, **COMMON)  # type: ignore[arg-type]
 settings.load_profile("thorough" if os.environ.get("FXPRUNE_THOROUGH") == "1" else "default")
 
 

@@ -61,6 +61,39 @@ def _container(value: Any, name: str, tensor: TensorMap, tensors: dict[int, Tens
     return value
 
 
+def walk(root: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Every distinct module by its first name, in the order of ``named_modules`` (as a list: it is walked often)."""
+    found: list[tuple[str, nn.Module]] = []
+    seen: set[int] = set()
+
+    def visit(name: str, module: nn.Module) -> None:
+        if id(module) in seen:
+            return
+        seen.add(id(module))
+        found.append((name, module))
+        prefix = f"{name}." if name else ""
+        for key, child in module._modules.items():
+            if child is not None:
+                visit(prefix + key, child)
+
+    visit("", root)
+    return found
+
+
+def named_tensors(modules: list[tuple[str, nn.Module]]) -> dict[str, Tensor]:
+    """Every distinct parameter, then every distinct buffer, by its first name."""
+    named: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for store in ("_parameters", "_buffers"):
+        for name, module in modules:
+            prefix = f"{name}." if name else ""
+            for key, tensor in module.__dict__[store].items():
+                if tensor is not None and id(tensor) not in seen:
+                    seen.add(id(tensor))
+                    named[prefix + key] = tensor
+    return named
+
+
 def same(_name: str, value: Tensor) -> Tensor:
     """The tensor map that shares every tensor with the original."""
     return value

@@ -12,18 +12,19 @@ from __future__ import annotations
 import operator
 import traceback
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
-from fxprune.capture.clone import clone, same
+from fxprune.capture.clone import clone, named_tensors, same, walk
 from fxprune.errors import CaptureError
 
 AUGMENTED = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Captured:
     """A graph and the modules it calls (a structural clone that shares the model's tensors)."""
 
@@ -32,6 +33,16 @@ class Captured:
     name: str
     how: str
     notes: tuple[str, ...] = ()
+
+    @cached_property
+    def modules(self) -> list[tuple[str, nn.Module]]:
+        """Every distinct module by its first name."""
+        return walk(self.root)
+
+    @cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        """Every distinct parameter and buffer by its first name."""
+        return named_tensors(self.modules)
 
     def module(self) -> fx.GraphModule:
         """The captured program as a module that shares the model's tensors."""
@@ -122,7 +133,7 @@ def _renamed(graph: fx.Graph, source: fx.Graph) -> fx.Graph:
 def _flagged(root: nn.Module, tracer: ChannelTracer) -> list[tuple[nn.Module, type[nn.Module]]]:
     """Make ``training`` of every module that is traced into a recorded read (clause 3); returns what to undo."""
     changed = []
-    for path, module in root.named_modules():
+    for path, module in walk(root):
         if path and tracer.is_leaf_module(module, path):
             continue
         original = type(module)

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from math import gcd
 
 import numpy as np
-import numpy.typing as npt
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
@@ -128,16 +127,17 @@ def _refine(balances: list[tuple[int, Balance]], count: int) -> tuple[tuple[Cell
     """Clause 4: the cells of the common refinement, linked where balances tie them together."""
     if not balances:
         return (), set()
-    label: npt.NDArray[np.int64] = np.zeros(count, np.int64)
-    offset = 1
-    block_of = np.zeros((len(balances), count), np.int64)
-    for row, (_, balance) in enumerate(balances):
-        for block in balance.blocks:
-            block_of[row, block] = offset
-            offset += 1
-    used = np.flatnonzero(block_of.any(axis=0))
-    _, label = np.unique(block_of[:, used], axis=1, return_inverse=True)
-    cells = [used[label.ravel() == k] for k in range(int(label.max()) + 1)]
+    # A channel's cell is known by the set of its blocks: hash sets as sums of random numbers.
+    random = np.random.default_rng(0)
+    mark = np.zeros(count, np.int64)
+    for _, balance in balances:
+        mark[balance.blocks] += random.integers(1, 2**62, len(balance.blocks))[:, None]
+    used = np.flatnonzero(mark)
+    order = used[np.argsort(mark[used], kind="stable")]
+    cells = np.split(order, np.flatnonzero(np.diff(mark[order])) + 1)
+    cell_of = np.zeros(count, np.int64)
+    for k, cell in enumerate(cells):
+        cell_of[cell] = k
     parent = list(range(len(cells) + len(balances)))
 
     def root(i: int) -> int:
@@ -145,9 +145,9 @@ def _refine(balances: list[tuple[int, Balance]], count: int) -> tuple[tuple[Cell
             i = parent[i]
         return i
 
-    for k, cell in enumerate(cells):
-        for row in np.flatnonzero(block_of[:, cell[0]]):
-            parent[root(k)] = root(len(cells) + int(row))
+    for row, (_, balance) in enumerate(balances):
+        for k in np.unique(cell_of[balance.blocks]).tolist():
+            parent[root(k)] = root(len(cells) + row)
     linked: dict[int, list[Ids]] = {}
     for k, cell in enumerate(cells):
         linked.setdefault(root(k), []).append(cell)

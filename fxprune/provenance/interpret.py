@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from fxprune.capture.clone import clone, to_meta
+from fxprune.capture.clone import clone, named_tensors, to_meta, walk
 from fxprune.capture.inputs import Inputs
 from fxprune.capture.tracer import Captured
 from fxprune.errors import CaptureError, FxpruneError, InputError
@@ -49,14 +49,13 @@ def interpret(captured: Captured, inputs: Inputs) -> Interpreted:
     tracker = Tracker(recorder, find)
     root = evaluation_clone(captured.root, to_meta)
     roots = {}
-    blocks, windows = grouped_weights(captured.root), convolution_weights(captured.root)
-    real = named_tensors(captured.root)
+    convolutions, real = convolution_weights(captured.modules), captured.tensors
     used = used_tensors(captured.graph, root)
-    for name, tensor in named_tensors(root).items():
+    for name, tensor in named_tensors(walk(root)).items():
         if id(tensor) not in used:
             continue
         if tensor.is_floating_point() or tensor.dtype == torch.bool:
-            roots[name] = tuple(enter(recorder, name, tensor.shape, blocks.get(name, 1), name in windows))
+            roots[name] = tuple(enter(recorder, name, tensor.shape, convolutions.get(name, 1), name in convolutions))
             tracker.bind(tensor, roots[name])
         else:
             number = real[name]
@@ -73,14 +72,9 @@ def interpret(captured: Captured, inputs: Inputs) -> Interpreted:
 
 def evaluation_clone(root: nn.Module, tensor: Callable[[str, Tensor], Tensor]) -> nn.Module:
     new = clone(root, tensor)
-    for module in new.modules():
+    for _, module in walk(new):
         module.__dict__["training"] = False
     return new
-
-
-def named_tensors(root: nn.Module) -> dict[str, Tensor]:
-    """Every distinct parameter and buffer by its first name."""
-    return {**dict(root.named_parameters()), **dict(root.named_buffers())}
 
 
 def used_tensors(graph: fx.Graph, root: nn.Module) -> set[int]:
@@ -88,26 +82,16 @@ def used_tensors(graph: fx.Graph, root: nn.Module) -> set[int]:
     found: set[int] = set()
     for node in graph.nodes:
         if node.op == "call_module":
-            module = root.get_submodule(str(node.target))
-            found.update(id(t) for t in (*module.parameters(), *module.buffers()))
+            found.update(id(t) for t in named_tensors(walk(root.get_submodule(str(node.target)))).values())
         elif node.op == "get_attr":
             found.add(id(attribute(root, str(node.target))))
     return found
 
 
-def grouped_weights(root: nn.Module) -> dict[str, int]:
-    """Names of grouped convolutions' weights and their number of groups."""
-    return {
-        f"{name}.weight" if name else "weight": module.groups
-        for name, module in root.named_modules()
-        if isinstance(module, nn.modules.conv._ConvNd) and module.groups > 1
-    }
-
-
-def convolution_weights(root: nn.Module) -> frozenset[str]:
-    """Names of convolutions' weights: dimensions from the third on are windows, and have no channels."""
-    convolutions = [(name, m) for name, m in root.named_modules() if isinstance(m, nn.modules.conv._ConvNd)]
-    return frozenset(f"{name}.weight" if name else "weight" for name, _ in convolutions)
+def convolution_weights(modules: list[tuple[str, nn.Module]]) -> dict[str, int]:
+    """Names of convolutions' weights and their numbers of groups. Dimensions from the third on are windows: no channels."""
+    convolutions = [(name, m) for name, m in modules if isinstance(m, nn.modules.conv._ConvNd)]
+    return {f"{name}.weight" if name else "weight": m.groups for name, m in convolutions}
 
 
 def enter(recorder: Recorder, name: str, shape: torch.Size, blocks: int, window: bool = False) -> list[Ids]:

@@ -20,12 +20,13 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from fxprune.capture.clone import named_tensors, walk
 from fxprune.capture.inputs import Inputs
 from fxprune.errors import RewriteError
 from fxprune.graph.channels import ChannelGraph
 from fxprune.plan import Kept
 from fxprune.provenance.factor import Ids, Mask, Value, live_sizes, support
-from fxprune.provenance.interpret import attribute, evaluate, evaluation_clone, named_tensors
+from fxprune.provenance.interpret import attribute, evaluate, evaluation_clone
 from fxprune.provenance.ledger import Axis
 from fxprune.provenance.rules import find
 from fxprune.provenance.tracker import Tracker
@@ -97,7 +98,7 @@ def _run(
     graph: ChannelGraph, alive: Mask, arrival: Arrival, by_name: dict[str, list[Axis]], inputs: Inputs
 ) -> tuple[fx.Graph, nn.Module]:
     captured = graph.program.captured
-    originals = named_tensors(captured.root)
+    originals = captured.tensors
 
     def shrink(name: str, old: Tensor) -> Tensor:
         known = old is originals.get(name)
@@ -106,7 +107,8 @@ def _run(
 
     root = evaluation_clone(captured.root, shrink)
     tracker = Tracker(arrival, find)
-    for name, tensor in named_tensors(root).items():
+    modules = walk(root)
+    for name, tensor in named_tensors(modules).items():
         if name in graph.program.roots:
             axes = by_name.get(name, [])
             factors = slim_factors(originals[name].shape, axes, arrival.order)
@@ -116,7 +118,7 @@ def _run(
         elif originals[name].device.type != "meta":
             tracker.set_constant(tensor, originals[name].detach().cpu())
     with torch.no_grad():
-        for module, original in zip(root.modules(), captured.root.modules(), strict=True):
+        for (_, module), (_, original) in zip(modules, captured.modules, strict=True):
             attributes.from_weights(module, original)
     state = _Pass(graph, alive, arrival, tracker, root, by_name, {})
     return _nodes(state, inputs.on_meta()), root
@@ -295,8 +297,8 @@ def _patch_module(state: _Pass, node: fx.Node, copy: fx.Node, expected: Any, env
 
 def _fill(graph: ChannelGraph, root: nn.Module, by_name: dict[str, list[Axis]], order: Mapping[Axis, Ids], silent: Kept) -> None:
     """Clause 5: real tensors in the place of the meta ones."""
-    source_root = graph.program.captured.root
-    names = {id(tensor): name for name, tensor in named_tensors(source_root).items()}
+    captured = graph.program.captured
+    names = {id(tensor): name for name, tensor in captured.tensors.items()}
     copies: dict[int, Tensor] = {}
 
     def copy(old: Tensor) -> Tensor:
@@ -310,7 +312,7 @@ def _fill(graph: ChannelGraph, root: nn.Module, by_name: dict[str, list[Axis]], 
             found = copies[id(old)] = like(old, new)
         return found
 
-    for target, source in zip(root.modules(), source_root.modules(), strict=True):
+    for (_, target), (_, source) in zip(walk(root), captured.modules, strict=True):
         stores: list[tuple[dict[str, Any], dict[str, Any]]] = [
             (target._parameters, source._parameters),
             (target._buffers, source._buffers),
@@ -327,10 +329,10 @@ def _fill(graph: ChannelGraph, root: nn.Module, by_name: dict[str, list[Axis]], 
 
 def _module(graph: ChannelGraph, root: nn.Module, new: fx.Graph) -> fx.GraphModule:
     captured = graph.program.captured
-    for target, source in zip(root.modules(), captured.root.modules(), strict=True):
+    for (_, target), (_, source) in zip(walk(root), captured.modules, strict=True):
         target.training = source.training
     slim = fx.GraphModule(root, new, captured.name)
-    modes = {name: module.training for name, module in captured.root.named_modules()}
-    for name, module in slim.named_modules():
+    modes = {name: module.training for name, module in captured.modules}
+    for name, module in walk(slim):
         module.training = modes.get(name, slim.training)
     return slim

@@ -1,0 +1,87 @@
+"""timm: the smallest model of every module, and 300 more by a seeded shuffle.
+
+Which model is smallest takes minutes to find out and is therefore kept in ``timm_sizes.json`` (parameters of every architecture, built on
+the meta device); ``python -m benchmarks.coverage.pytorch_image_models`` writes it anew.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.coverage.cases import Case, images
+
+SIZES = Path(__file__).with_name("timm_sizes.json")
+MORE = 300
+SEED = 0
+LARGEST = 120_000_000  # parameters; above that a shuffle would mostly measure the machine's memory
+
+
+def sizes() -> dict[str, dict[str, int]]:
+    """Parameters of every architecture, by module."""
+    return json.loads(SIZES.read_text())["parameters"]
+
+
+def smallest() -> list[str]:
+    """The smallest model of every module."""
+    return [min(models, key=lambda name: (models[name], name)) for models in sizes().values()]
+
+
+def more() -> list[str]:
+    """``MORE`` other architectures of at most ``LARGEST`` parameters, by a seeded shuffle."""
+    taken = set(smallest())
+    names = sorted(name for models in sizes().values() for name, count in models.items() if count <= LARGEST and name not in taken)
+    random.Random(SEED).shuffle(names)  # noqa: S311 - a sample, no secret
+    return names[:MORE]
+
+
+def case(name: str) -> Case:
+    """A timm model, with an image of the size its configuration names."""
+
+    def build() -> nn.Module:
+        import timm  # noqa: PLC0415 - an optional dependency
+
+        return timm.create_model(name, pretrained=False)
+
+    return Case(name, build, _Configured(name), packages=("timm",))
+
+
+class _Configured:
+    """Images of the size of a model's configuration."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(self, batch: int, dtype: torch.dtype) -> Any:
+        import timm  # noqa: PLC0415 - an optional dependency
+
+        config = timm.get_pretrained_cfg(self.name)
+        return images(tuple(config.input_size) if config else (3, 224, 224))(batch, dtype)
+
+
+def measure_sizes() -> None:
+    """Write ``timm_sizes.json``."""
+    import timm  # noqa: PLC0415 - an optional dependency
+
+    warnings.simplefilter("ignore")
+    found: dict[str, dict[str, int]] = {}
+    for module in timm.list_modules():
+        for name in timm.list_models(module=module):
+            try:
+                with torch.device("meta"):
+                    model = timm.create_model(name, pretrained=False)
+            except Exception as error:  # noqa: BLE001 - some cannot be built there
+                print(f"{name}: {type(error).__name__}, built on the CPU instead")
+                model = timm.create_model(name, pretrained=False)
+            found.setdefault(module, {})[name] = sum(p.numel() for p in model.parameters())
+    SIZES.write_text(json.dumps({"timm": timm.__version__, "parameters": found}, indent=0) + "\n")
+
+
+if __name__ == "__main__":
+    measure_sizes()

@@ -29,8 +29,12 @@ def sizes() -> dict[str, dict[str, int]]:
 
 
 def smallest() -> list[str]:
-    """The smallest model of every module."""
-    return [min(models, key=lambda name: (models[name], name)) for models in sizes().values()]
+    """The smallest model of every module, in order of size."""
+    chosen = {}
+    for models in sizes().values():
+        name = min(models, key=lambda name: (models[name], name))
+        chosen[name] = models[name]
+    return sorted(chosen, key=lambda name: (chosen[name], name))
 
 
 def more() -> list[str]:

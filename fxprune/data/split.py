@@ -34,10 +34,8 @@ class Split:
 
     def batches(self, size: int, seed: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """All images in batches of ``size``, in their order or, given a seed, shuffled; the last batch may be smaller."""
-        if seed is None:
-            order = torch.arange(len(self))
-        else:
-            order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        shuffled = None if seed is None else torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        order = torch.arange(len(self)) if shuffled is None else shuffled
         for indices in order.split(size):
             yield self.batch(indices)
 

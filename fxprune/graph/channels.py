@@ -1,7 +1,7 @@
 """ChannelGraph: what can go, in which units, and why the rest cannot.
 
-1. A *coupled channel* is a class of atoms that live and die together. It is free unless one of its atoms is pinned, or it has no
-   parameter behind it.
+1. A *coupled channel* is a class of atoms that live and die together. It is free unless one of its atoms is pinned, or no
+   parameter produces it (a padded zero that is only read stays).
 2. A *group* holds the free coupled channels of one kind: the same set of axes, and the same parts of values.
 3. ``ChannelGraph`` is immutable; ``keep`` and the fail-safe make new ones with more pins.
 """
@@ -148,11 +148,12 @@ class ChannelGraph:
     @cached_property
     def groups(self) -> tuple[ChannelGroup, ...]:
         """The free coupled channels by kind, in the order in which the program first meets them."""
-        comps, _ = self._table
         closed = self.closed
-        has_parameter = np.zeros(closed.count, np.bool_)
-        has_parameter[comps] = True
-        free = has_parameter & ~self.pinned
+        produced = np.zeros(closed.count, np.bool_)
+        for axis, reads in zip(self.axes, self.reading, strict=True):
+            if not reads:
+                produced[closed.component[axis.start : axis.start + axis.size]] = True
+        free = produced & ~self.pinned
         kind = self._kinds()
         channels = np.flatnonzero(free)
         if not len(channels):
@@ -232,6 +233,13 @@ class ChannelGraph:
         result = [
             Constraint(kind, node, reason, self.axes_of(comps), len(comps)) for (kind, node, reason), comps in found.items()
         ]
+        for floor in self.program.recorder.floors:
+            channels = np.unique(component[floor.ids]).tolist()
+            result.append(
+                Constraint(
+                    "floor", floor.node, f"at least {floor.least} stay: {floor.reason}", self.axes_of(channels), len(channels)
+                )
+            )
         for balance in self.closed.balances:
             blocks, size = balance.blocks.shape
             reason = f"{blocks} blocks of {size} keep equally many"

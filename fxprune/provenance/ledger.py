@@ -6,7 +6,8 @@
    keep equally many (decided after closing the couplings, since dimensions along which the coupled channels do not vary
    are no blocks). A *rigid* split has (blocks, channels per block) and a number of blocks that an operator fixes (its groups).
 4. ``part(ids, token)``: these atoms are the channels of a strict part of a value; channels of different parts are different kinds.
-5. ``fresh(n)``: n atoms without a producer (zero padding, constants, expanded dimensions).
+5. ``floor(ids, least)``: at least so many of these channels stay.
+6. ``fresh(n)``: n atoms without a producer (zero padding, constants, expanded dimensions).
 
 Couplings are gathered raw and closed once (graph/closure.py).
 """
@@ -68,16 +69,29 @@ class Split:
     rigid: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Floor:
+    """At least ``least`` of these channels stay (clause 5)."""
+
+    ids: Ids
+    least: int
+    node: str
+    reason: str
+
+
 class Ledger(Protocol):
     """What a transfer function may ask for. ``Recorder`` writes it down; rewrite/arrival.py checks it instead."""
 
     node: str
+    unproduced: set[int]
 
     def couple(self, a: Ids, b: Ids) -> None: ...
     def pin(self, ids: Ids, reason: str) -> None: ...
     def split(self, ids: Ids, rigid: bool = False) -> None: ...
     def part(self, ids: Ids, token: str) -> None: ...
+    def floor(self, ids: Ids, least: int, reason: str) -> None: ...
     def fresh(self, count: int) -> Ids: ...
+    def is_fresh(self, ids: Ids) -> bool: ...
     def reads(self, ids: Ids) -> None: ...
     def missing(self, operator: str, ids: list[Ids]) -> None: ...
 
@@ -93,7 +107,9 @@ class Recorder:
     pins: list[Pin] = field(default_factory=list)
     splits: list[Split] = field(default_factory=list)
     parts: list[tuple[str, Ids]] = field(default_factory=list)
+    floors: list[Floor] = field(default_factory=list)
     created: dict[tuple[str, int], Ids] = field(default_factory=dict)
+    unproduced: set[int] = field(default_factory=set)
     readers: list[Ids] = field(default_factory=list)
     no_rule: dict[str, list[str]] = field(default_factory=dict)
     _count: dict[str, int] = field(default_factory=dict)
@@ -113,7 +129,11 @@ class Recorder:
         index = self._count.get(self.node, 0)
         self._count[self.node] = index + 1
         self.created[(self.node, index)] = ids
+        self.unproduced.update(ids.tolist())
         return ids
+
+    def is_fresh(self, ids: Ids) -> bool:
+        return int(ids.flat[0]) in self.unproduced
 
     def couple(self, a: Ids, b: Ids) -> None:
         if a is b:
@@ -130,6 +150,9 @@ class Recorder:
 
     def part(self, ids: Ids, token: str) -> None:
         self.parts.append((f"{self.node}:{token}", ids.ravel()))
+
+    def floor(self, ids: Ids, least: int, reason: str) -> None:
+        self.floors.append(Floor(ids.ravel(), least, self.node, reason))
 
     def reads(self, ids: Ids) -> None:
         """These atoms are the input side of a contraction: what a removed channel is read by."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -109,6 +110,14 @@ class Tracker(TorchDispatchMode):
                 self.couple(ids, first)
                 ids = first
         return compress(ids)
+
+    def count_in(self, ids: Ids) -> None:
+        """A statistic runs over these elements: atoms without a producer among them (padded zeros) count, so they stay."""
+        unproduced = self.ledger.unproduced
+        if unproduced:
+            counted = [i for i in np.unique(ids).tolist() if i in unproduced]
+            if counted:
+                self.ledger.pin(np.array(counted, np.int64), "padded or constant elements count in a statistic")
 
     def merge(self, shape: Sequence[int], values: Sequence[Value]) -> list[Ids]:
         """The factors of an elementwise result (rules/pointwise.py states the algebra)."""

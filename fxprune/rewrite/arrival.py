@@ -35,6 +35,7 @@ class Arrival:
     alive: Mask
     created: Mapping[tuple[str, int], Ids]
     order: dict[Axis, Ids]
+    unproduced: set[int] = field(default_factory=set)
     node: str = ""
     roots: dict[int, tuple[Axis, Ids]] = field(default_factory=dict)
     used: set[Axis] = field(default_factory=set)
@@ -94,10 +95,11 @@ class Arrival:
         permutation[want] = have
         new = own[permutation]
         if axis.blocks > 1:
-            rows = (own.reshape(axis.blocks, -1), new.reshape(axis.blocks, -1))
+            blocks = len(np.unique(self.order[axis] // (axis.size // axis.blocks)))
+            rows = (own.reshape(blocks, -1), new.reshape(blocks, -1))
             if not np.array_equal(np.sort(rows[0], axis=1), np.sort(rows[1], axis=1)):
                 return False
-            lookup = dict(zip(rows[0][:, 0].tolist(), range(axis.blocks), strict=True))
+            lookup = dict(zip(rows[0][:, 0].tolist(), range(blocks), strict=True))
             flat = root.reshape(root.shape[0], root.shape[1])
             which = [lookup[int(first)] for first in flat[:, 0]]
             flat[...] = rows[1][which]
@@ -119,6 +121,9 @@ class Arrival:
                 return live
         return np.zeros(count, np.int64)
 
+    def is_fresh(self, ids: Ids) -> bool:
+        return int(ids.flat[0]) in self.unproduced
+
     def pin(self, ids: Ids, reason: str) -> None:
         """Nothing that is pinned has gone."""
 
@@ -127,6 +132,9 @@ class Arrival:
 
     def part(self, ids: Ids, token: str) -> None:
         """Kinds matter to the solver only."""
+
+    def floor(self, ids: Ids, least: int, reason: str) -> None:
+        """The solver has seen to it."""
 
     def reads(self, ids: Ids) -> None:
         """Known from the analysis."""

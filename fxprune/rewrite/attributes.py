@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from fxprune.errors import RewriteError
 
 
-def from_weights(module: nn.Module, original: nn.Module) -> None:
-    """Clause 1, in place on the slim clone's module."""
+def from_weights(module: nn.Module, original: nn.Module, groups: int = 0) -> None:
+    """Clause 1, in place on the slim clone's module. ``groups``: how many groups of a grouped convolution live, where that is known."""
     if isinstance(module, nn.modules.conv._ConvNd):
-        _convolution(module, original)
+        _convolution(module, original, groups)
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = _shape(module)[:2]
     elif isinstance(module, nn.modules.batchnorm._NormBase):
@@ -49,9 +49,11 @@ def _shape(module: nn.Module) -> torch.Size:
     return weight.shape
 
 
-def _convolution(module: Any, original: Any) -> None:
+def _convolution(module: Any, original: Any, groups: int) -> None:
     shape = _shape(module)
-    if original.groups > 1 and original.in_channels == original.groups:
+    if groups:
+        module.groups = groups
+    elif original.groups > 1 and original.in_channels == original.groups:
         per_out = original.out_channels // original.groups
         module.groups = shape[0] if module.transposed else shape[0] // per_out
     if module.transposed:

@@ -32,7 +32,7 @@ from fxprune.provenance.rules import find
 from fxprune.provenance.tracker import Tracker
 from fxprune.rewrite import attributes, literals
 from fxprune.rewrite.arrival import Arrival, OrderConflictError
-from fxprune.rewrite.slicing import like, silence, slim_factors, slim_shape, take
+from fxprune.rewrite.slicing import like, live_blocks, silence, slim_factors, slim_shape, take
 
 PASSES = 8
 
@@ -76,7 +76,7 @@ def emit(graph: ChannelGraph, removed: Mask, inputs: Inputs, silent: Kept | None
         by_name.setdefault(axis.name, []).append(axis)
     reordered = False
     for _ in range(PASSES):
-        arrival = Arrival(component, alive, graph.program.recorder.created, order)
+        arrival = Arrival(component, alive, graph.program.recorder.created, order, graph.program.recorder.unproduced)
         try:
             new, root = _run(graph, alive, arrival, by_name, inputs)
         except OrderConflictError:
@@ -118,8 +118,9 @@ def _run(
         elif originals[name].device.type != "meta":
             tracker.set_constant(tensor, originals[name].detach().cpu())
     with torch.no_grad():
-        for (_, module), (_, original) in zip(modules, captured.modules, strict=True):
-            attributes.from_weights(module, original)
+        living = {a.name: len(live_blocks(a, arrival.order)) for axes in by_name.values() for a in axes if a.blocks > 1}
+        for (name, module), (_, original) in zip(modules, captured.modules, strict=True):
+            attributes.from_weights(module, original, living.get(f"{name}.weight" if name else "weight", 0))
     state = _Pass(graph, alive, arrival, tracker, root, by_name, {})
     return _nodes(state, inputs.on_meta()), root
 
@@ -224,7 +225,8 @@ def _compare_channels(state: _Pass, expected: Value, got: Value) -> str | None:
     if len(expected.factors) != len(got.factors):
         return None
     for old, new in zip(expected.factors, got.factors, strict=True):
-        if (new == 0).any():
+        fresh = state.arrival.is_fresh
+        if (new == 0).any() or fresh(old) != fresh(new):
             continue
         want = np.sort(state.arrival.component[old[state.alive[old]]], axis=None)
         have = np.sort(state.arrival.component[new], axis=None)
@@ -308,7 +310,7 @@ def _fill(graph: ChannelGraph, root: nn.Module, by_name: dict[str, list[Axis]], 
             axes = by_name.get(name, ())
             new = take(old, axes, order)
             if name in silent:
-                silence(new, axes, order, silent[name])
+                silence(new, old.shape, axes, order, silent[name])
             found = copies[id(old)] = like(old, new)
         return found
 

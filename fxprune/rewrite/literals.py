@@ -196,12 +196,12 @@ def _item(site: Site) -> Call | None:
     node, value = site.node, site.original[0][0]
     if not isinstance(value, Value):
         return None
-    key = node.args[1]
-    parts = list(key) if isinstance(key, tuple) else [key]
+    key, original, slim = node.args[1], site.original[0][1], site.slim[0][1]
+    parts, olds, news = ((list(k) if isinstance(k, tuple) else [k]) for k in (key, original, slim))
     new: list[Any] = []
     consumed = sum(_consumes(p) for p in parts)
     dim = 0
-    for part in parts:
+    for part, old, now in zip(parts, olds, news, strict=True):
         if part is Ellipsis:
             dim += len(value.shape) - consumed
             new.append(part)
@@ -210,10 +210,33 @@ def _item(site: Site) -> Call | None:
             new.append(part)
             continue
         live = _along(site, value, dim)
-        new.append(part if live is None else translate(part, live, site.constant))
+        new.append(part if live is None else _translated(part, old, now, live, site.constant))
         dim += 1
     changed = tuple(new) if isinstance(key, tuple) else new[0]
     return node.target, (node.args[0], changed, *node.args[2:]), dict(node.kwargs)
+
+
+def _translated(part: Any, old: Any, now: Any, live: Mask, constant: Callable[[Any], Tensor | None]) -> Any:
+    """One part of a key: what the program computes stays symbolic where it is right on slim shapes (clause 2)."""
+    known = old if isinstance(old, (int, slice, list, tuple)) else part
+    right = translate(known, live, constant)
+    if isinstance(part, fx.Node):
+        return part if right == now and not isinstance(now, Value) else right
+    if isinstance(part, slice) and isinstance(right, slice) and isinstance(now, slice):
+        total = int(live.sum())
+        kept = [s if _bound(n, total, e) == _bound(r, total, e) else r for s, n, r, e in _ends(part, now, right)]
+        return slice(*kept)
+    return right
+
+
+def _ends(part: slice, now: slice, right: slice) -> list[tuple[Any, Any, Any, int]]:
+    return [(part.start, now.start, right.start, 0), (part.stop, now.stop, right.stop, 1)]
+
+
+def _bound(end: int | None, total: int, last: int) -> int:
+    if end is None:
+        return total if last else 0
+    return max(0, end + total) if end < 0 else min(end, total)
 
 
 def _consumes(part: Any) -> int:
@@ -225,8 +248,6 @@ def translate(part: Any, live: Mask, constant: Callable[[Any], Tensor | None] = 
     before = np.concatenate([[0], np.cumsum(live)])
     size = len(live)
     if isinstance(part, slice):
-        if any(isinstance(p, fx.Node) for p in (part.start, part.stop, part.step)):
-            return part
         start, stop, step = part.indices(size)
         if step == 1:
             first = None if part.start is None else int(before[start])

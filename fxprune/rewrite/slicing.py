@@ -1,7 +1,8 @@
 """Generic slicing: every parameter and buffer by the live atoms of each of its axes.
 
 1. ``order[axis]`` lists the surviving atoms of an axis in the order in which they stand in the slim tensor; by default ascending.
-2. An axis with several blocks of rows (plan.py, clause 3) keeps equally many atoms in each block; rows gather their own block's.
+2. An axis with several blocks of rows (plan.py, clause 3) keeps equally many atoms in each block that lives; rows gather their own
+   block's. A block without atoms has no rows either.
 3. Only survivors are copied: tensors of more than ``CHUNK`` bytes are gathered row by row range, so the peak stays close to the
    slim tensor's own size. Nothing of the result shares storage with the original.
 4. Silent atoms (plan.py, clause 4) are zeroed in the tensors that read them.
@@ -25,8 +26,13 @@ def slim_shape(shape: Sequence[int], axes: Sequence[Axis], order: Mapping[Axis, 
     """The shape of a slim tensor."""
     sizes = list(shape)
     for axis in axes:
-        sizes[axis.dim] = len(order[axis]) // axis.blocks
+        sizes[axis.dim] = len(order[axis]) // len(live_blocks(axis, order)) if axis.blocks > 1 else len(order[axis])
     return tuple(sizes)
+
+
+def live_blocks(axis: Axis, order: Mapping[Axis, Ids]) -> Ids:
+    """The blocks of an axis that keep atoms, ascending (clause 2)."""
+    return np.unique(order[axis] // (axis.size // axis.blocks))
 
 
 def slim_factors(shape: Sequence[int], axes: Sequence[Axis], order: Mapping[Axis, Ids]) -> list[Ids]:
@@ -36,7 +42,7 @@ def slim_factors(shape: Sequence[int], axes: Sequence[Axis], order: Mapping[Axis
         ids = axis.start + order[axis]
         if axis.blocks > 1:
             blocks = _row_blocks(shape, axes, order, axis)
-            rows = ids.reshape(axis.blocks, -1)[blocks]
+            rows = ids.reshape(len(live_blocks(axis, order)), -1)[blocks]
             factors.append(rows.reshape(rows.shape + (1,) * (rank - 2)))
         else:
             factors.append(ids.reshape((1,) * axis.dim + (-1,) + (1,) * (rank - axis.dim - 1)))
@@ -44,9 +50,9 @@ def slim_factors(shape: Sequence[int], axes: Sequence[Axis], order: Mapping[Axis
 
 
 def _row_blocks(shape: Sequence[int], axes: Sequence[Axis], order: Mapping[Axis, Ids], axis: Axis) -> Ids:
-    """Which block each surviving row belongs to."""
+    """Which of the live blocks each surviving row belongs to."""
     rows = next((order[a] for a in axes if a.dim == 0), np.arange(shape[0]))
-    return rows // (shape[0] // axis.blocks)
+    return np.searchsorted(live_blocks(axis, order), rows // (shape[0] // axis.blocks))
 
 
 def take(tensor: Tensor, axes: Sequence[Axis], order: Mapping[Axis, Ids]) -> Tensor:
@@ -57,7 +63,7 @@ def take(tensor: Tensor, axes: Sequence[Axis], order: Mapping[Axis, Ids]) -> Ten
     for axis in axes:
         rows = order[axis]
         if axis.blocks > 1:
-            inner = rows.reshape(axis.blocks, -1) % tensor.shape[axis.dim]
+            inner = rows.reshape(len(live_blocks(axis, order)), -1) % tensor.shape[axis.dim]
             blocked = (inner, _row_blocks(tensor.shape, axes, order, axis))
         elif len(rows) != axis.size or not np.array_equal(rows, np.arange(axis.size)):
             index[axis.dim] = torch.from_numpy(np.ascontiguousarray(rows)).to(source.device)
@@ -67,7 +73,7 @@ def take(tensor: Tensor, axes: Sequence[Axis], order: Mapping[Axis, Ids]) -> Ten
         and np.array_equal(blocked[0], np.broadcast_to(np.arange(tensor.shape[1]), blocked[0].shape))
     ):
         blocked = None
-    if source.dim() == 0 or (blocked is None and all(i is None for i in index)):
+    if source.numel() == 0 or source.dim() == 0 or (blocked is None and all(i is None for i in index)):
         return source.clone(memory_format=torch.preserve_format)
     shape = slim_shape(tensor.shape, axes, order)
     result = torch.empty(shape, dtype=source.dtype, device=source.device)
@@ -91,13 +97,20 @@ def take(tensor: Tensor, axes: Sequence[Axis], order: Mapping[Axis, Ids]) -> Ten
     return result
 
 
-def silence(tensor: Tensor, axes: Sequence[Axis], order: Mapping[Axis, Ids], silent: Mapping[int, Sequence[int]]) -> None:
-    """Zero the entries of a slim tensor that read silent atoms (clause 4), in place."""
+def silence(
+    tensor: Tensor, shape: Sequence[int], axes: Sequence[Axis], order: Mapping[Axis, Ids], silent: Mapping[int, Sequence[int]]
+) -> None:
+    """Zero the entries of a slim tensor, cut from one of the given shape, that read silent atoms (clause 4), in place."""
     for axis in axes:
         dead = silent.get(axis.dim)
-        if dead is not None and axis.blocks == 1:
-            places = np.flatnonzero(np.isin(order[axis], dead))
-            tensor.index_fill_(axis.dim, torch.from_numpy(places).to(tensor.device), 0)
+        if dead is None:
+            continue
+        places = np.isin(order[axis], dead)
+        if axis.blocks > 1:
+            rows = places.reshape(len(live_blocks(axis, order)), -1)[_row_blocks(shape, axes, order, axis)]
+            tensor.masked_fill_(torch.from_numpy(rows.reshape(rows.shape + (1,) * (tensor.dim() - 2))).to(tensor.device), 0)
+        else:
+            tensor.index_fill_(axis.dim, torch.from_numpy(np.flatnonzero(places)).to(tensor.device), 0)
 
 
 def like(old: Tensor, new: Tensor) -> Tensor:

@@ -147,6 +147,12 @@ def _order(graph: ChannelGraph, scored: Scored, floor: float, round_to: int) -> 
         value[group.channels] = numbers.numpy()
         group_of[group.channels] = index
         least[index] = 0 if floor == 0 else max(1, math.ceil(floor * len(group) - 1e-9))
+    for demand in graph.program.recorder.floors:
+        channels = np.unique(graph.closed.component[demand.ids])
+        share = math.ceil(demand.least * len(channels) / len(demand.ids))
+        owners = np.unique(group_of[channels])
+        if len(owners) == 1 and owners[0] >= 0:
+            least[owners[0]] = max(least[owners[0]], share)
     joint, in_step = _steps(graph, value, round_to)
     shared = set(np.unique(group_of[in_step]).tolist())
     singles = []

@@ -30,7 +30,7 @@ from fxprune.verify import (
     rules_spatial,
 )
 from fxprune.verify.call import RULES, Call, Rule, operator_name, returns_view, tensors, writes_self
-from fxprune.verify.existence import from_storage, in_storage, mark, mask_of, no_semantics, plan_mask, same_mask
+from fxprune.verify.existence import ALIVE, from_storage, in_storage, mark, mask_of, no_semantics, plan_mask, same_mask
 from fxprune.verify.rules_movement import SOURCES, move
 from fxprune.verify.rules_pointwise import pointwise
 
@@ -144,4 +144,6 @@ def mask_state(module: torch.nn.Module, plan: Plan, copies: dict[int, Any]) -> N
             copied: Tensor = copies[id(tensor)]
             mark(copied, plan_mask(name, copied, plan.kept[name], plan.sizes[name]))
             for dim, atoms in plan.silent.get(name, {}).items():
-                copied.index_fill_(dim, torch.tensor(atoms, device=copied.device), 0)
+                silent = plan_mask(name, copied, {dim: atoms}, plan.sizes[name])
+                if silent is not None:
+                    copied.masked_fill_(silent == ALIVE, 0)

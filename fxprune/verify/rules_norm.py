@@ -34,6 +34,8 @@ def batch_norm(call: Call) -> Any:
     others = [d for d in range(value.ndim) if d != 1]
     if call.get("training", "use_input_stats") and call.removed and varies(mask_of(value), others):
         return live_batch_norm(call, value)
+    if varies(mask_of(value), others):
+        return _elementwise(call, value, parameters)
     states: Mask = channel_states(value, 1, call.name)
     own = meet([(mask_of(p), p.shape) for p in parameters]) if parameters else None
     if call.selection and own is not None and states is not None:
@@ -49,6 +51,18 @@ def batch_norm(call: Call) -> Any:
     mark(outputs[0], None if states is None else states.reshape(shape))
     for statistic in outputs[1:]:
         mark(statistic, states if statistic.shape == value.shape[1:2] else None)
+    return result
+
+
+def _elementwise(call: Call, value: Tensor, parameters: list[Tensor]) -> Any:
+    """With given statistics a batch norm is elementwise, whatever existence depends on."""
+    shape = (1, -1, *(1,) * (value.ndim - 2))
+    sides = [(mask_of(value), tuple(value.shape))]
+    for parameter in parameters:
+        mask = mask_of(parameter)
+        sides.append((None if mask is None else mask.reshape(shape), (1, value.shape[1], *shape[2:])))
+    result = call.run()
+    mark(tensors(result)[0], meet(sides))
     return result
 
 

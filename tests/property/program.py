@@ -209,7 +209,7 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
             elif name.endswith("original0"):  # weight_norm's magnitude
                 value.copy_(uniform(value, 0.5, 1.5))
             elif value.ndim > 1:
-                value.copy_(normal(value) * (2 / max(1, value[0].numel())) ** 0.5)
+                value.copy_(normal(value) * (2 / max(1, value.shape[1:].numel())) ** 0.5)
             elif name.endswith("weight"):  # scales of norms, both signs
                 value.copy_(uniform(value, 0.3, 1.5) * torch.sign(normal(value) + 0.8))
             else:

@@ -8,7 +8,8 @@
    (``smear``); what varies only along space is carried by a pointwise window and pinned otherwise.
 5. A grouped convolution is block-diagonal: channel c = (block, j) of the input meets entry j in the rows of its block. Blocks on
    both sides record splits (each block keeps equally many).
-6. Depthwise (one input channel per block): the input channel and its outputs live and die together.
+6. Depthwise (one input channel per block): the input channel and its outputs live and die together. With several outputs per input at
+   least two inputs stay: a convolution with one group would be another kind of layer, with other couplings, in a second round.
 """
 
 from __future__ import annotations
@@ -218,6 +219,8 @@ def _blocks(
 
 
 def _depthwise(t: Tracker, channel: list[Ids], source: Ids | None, target: Ids | None, groups: int, per_out: int) -> Ids | None:
+    if per_out > 1 and target is not None:
+        t.ledger.floor(target, 2 * per_out, "a depthwise convolution with a multiplier stays one")
     if source is not None:  # a transposed convolution has a row per input channel
         for ids in channel:
             t.couple(ids, source.reshape(groups, 1))

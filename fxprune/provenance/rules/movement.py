@@ -6,7 +6,7 @@
 4. Concatenation joins ids along its dimension; across it, factors of the operands are coupled: a box has one width. An operand
    without a factor there pins the others' (what it holds cannot go).
 5. Dimensions that ``expand`` makes, and elements that constant padding adds along a channel dimension, are fresh atoms without a
-   producer: they go exactly when what they meet goes.
+   producer: they go exactly when what they meet goes. Merged with other channels by a reshape, they stay.
 6. ``as_strided`` is no data movement by this rule: its strides are those of the data, not of the ids.
 """
 
@@ -61,9 +61,21 @@ def view(t: Tracker, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> 
         if len(support(moved)) > max(1, len(support(ids))) or (len(support(moved)) > 1 and _resplit(value.shape, shape)):
             t.ledger.split(moved)
         factors.append(moved)
-    t.bind(result, factors)
+    t.bind(result, _without_stray(t, factors))
     t.fold(func, args, kwargs, result)
     return result
+
+
+def _without_stray(t: Tracker, factors: list[Ids]) -> list[Ids]:
+    """Clause 5: atoms without a producer that a reshape lays over other channels cannot go by themselves."""
+    kept = []
+    for i, ids in enumerate(factors):
+        others = factors[:i] + factors[i + 1 :]
+        if ids.size > 1 and t.ledger.is_fresh(ids) and any(overlaps(ids, other) for other in others):
+            t.ledger.pin(ids, "expanded, then merged with other channels")
+        else:
+            kept.append(ids)
+    return kept
 
 
 def _resplit(old: tuple[int, ...], new: tuple[int, ...]) -> bool:
@@ -197,6 +209,21 @@ def shuffle(t: Tracker, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) 
         for ids in value.factors:
             if ids.shape[1] > 1:
                 t.ledger.split(ids.swapaxes(0, 1).reshape(channels, -1)[:, 0].reshape(groups, -1), rigid=True)
+    else:
+        # Pixels of one channel go together: the operator fixes how many there are.
+        rank, factor = len(value.shape), int(args[1])
+        factors = []
+        for ids in value.factors:
+            if name == "aten::pixel_unshuffle":
+                ids = t.smear(ids, (rank - 2, rank - 1))
+            elif ids.shape[rank - 3] > 1:
+                shape = (*ids.shape[: rank - 3], -1, factor * factor, *ids.shape[rank - 2 :])
+                blocks = ids.reshape(shape)
+                first = blocks.take([0], axis=rank - 2)
+                t.couple(blocks, first)
+                ids = np.broadcast_to(first, blocks.shape).reshape(ids.shape)
+            factors.append(ids)
+        t.bind(args[0], factors)
     return generic(t, func, args, kwargs)
 
 

@@ -45,6 +45,8 @@ def layer_norm(t: Tracker, func: Any, args: Sequence[Any], kwargs: dict[str, Any
     if tuple(x.shape[x.dim() - len(normalized) :]) != tuple(normalized):
         return func(*args, **kwargs)
     values = [t.value(a) for a in (x, *args[2:4]) if isinstance(a, Tensor)]
+    for ids in t.value(x).factors:
+        t.count_in(ids)
     out = t.new(x.shape, x, t.merge(tuple(x.shape), values))
     rest = len(func._schema.returns) - 1
     return (out, *(torch.empty(0, dtype=x.dtype, device="meta") for _ in range(rest))) if rest else out
@@ -56,6 +58,7 @@ def group_norm(t: Tracker, func: Any, args: Sequence[Any], kwargs: dict[str, Any
     value = t.value(x)
     factors = t.merge(value.shape, [value, *_per_channel(t, args[1:3], x.dim())])
     for ids in factors:
+        t.count_in(ids)
         if groups > 1 and ids.shape[1] > 1:
             t.ledger.split(ids.swapaxes(0, 1).reshape(ids.shape[1], -1)[:, 0].reshape(groups, -1), rigid=True)
     out = t.new(x.shape, x, factors)

@@ -49,6 +49,8 @@ def reduce(t: Tracker, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -
     for ids in value.factors:
         varied = support(ids)
         reduced = [d for d in varied if d in dims]
+        if reduced and func._schema.name not in ("aten::sum", "aten::nansum"):
+            t.count_in(ids)
         if len(reduced) == len(varied):
             continue
         if reduced:

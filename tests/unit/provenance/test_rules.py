@@ -1,0 +1,180 @@
+"""Every rule: a network through one operator is slimmed and verified; and no entry of the table is without such a network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+import fxprune
+from fxprune.provenance import rules
+from fxprune.provenance.rules import TABLE
+from tests.property.compiling import random_score
+from tests.reference.compare import relative_error
+from tests.reference.zeroed import zeroed
+from tests.unit.provenance.around import WIDTH, Around, Case, example
+from tests.unit.provenance.operators import CASES, COMPOSITE, ON_META, RIGID, UNREACHABLE, UNVERIFIED, UNWRITTEN
+
+
+class Recording(dict[str, Any]):
+    """The table, and which of its entries were found."""
+
+    def __init__(self) -> None:
+        super().__init__(TABLE)
+        self.found: set[str] = set()
+
+    def get(self, key: str, default: Any = None) -> Any:
+        rule = super().get(key, default)
+        if rule is not None:
+            self.found.add(key)
+        return rule
+
+
+@pytest.fixture
+def table(monkeypatch: pytest.MonkeyPatch) -> Iterator[Recording]:
+    recording = Recording()
+    monkeypatch.setattr(rules, "TABLE", recording)
+    return recording
+
+
+def rows(cases: dict[str, Case]) -> list[Any]:
+    return [
+        pytest.param(name, case, id=name, marks=pytest.mark.xfail(strict=True, reason=case.open) if case.open else ())
+        for name, case in cases.items()
+    ]
+
+
+def compiled(case: Case, verified: bool = True) -> fxprune.Plan:
+    """Slim a case's network by random scores, held against the masked original or the zeroed network; the plan."""
+    model, x = Around(case), example(case)
+    with torch.no_grad():
+        assert model(x).isfinite().all()
+    slim = fxprune.slim(model, 0.4, x, score=random_score(3), verify=False, absorb=False)
+    plan = fxprune.plan_of(slim)
+    assert not plan.empty
+    if verified:
+        fxprune.verify(model, slim, x)
+    else:
+        assert relative_error(slim(x), zeroed(model, plan, x)) <= 1e-9
+    with torch.no_grad():
+        assert slim(x).shape == model(x).shape
+    return plan
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("name", "case"), rows(CASES))
+def test_rule(name: str, case: Case, table: Recording) -> None:
+    plan = compiled(case, verified=name not in UNVERIFIED)
+    assert name in table.found
+    assert bool(plan.removed("stem.weight", 0)) == case.free
+    assert len(plan.kept["stem.weight"][0]) >= 1
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.xfail(strict=why != UNWRITTEN, reason=why)) for n, why in UNVERIFIED.items()]
+)
+def test_the_verifier_follows_every_rule(name: str) -> None:
+    compiled(CASES[name])
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("name", "case"), rows(RIGID))
+def test_what_has_to_be_pinned(name: str, case: Case) -> None:
+    assert plan_keeps_the_stem(compiled(case))
+
+
+def plan_keeps_the_stem(plan: fxprune.Plan) -> bool:
+    return len(plan.kept["stem.weight"][0]) == WIDTH
+
+
+def test_the_reason_of_a_missing_rule_is_told() -> None:
+    case = RIGID["an operator without a rule"]
+    graph = fxprune.analyze(Around(case), example(case))
+    assert "aten::_fft_r2c" in graph.operators_without_rule
+    assert "_fft_r2c has no transfer rule" in graph.explain("stem")
+
+
+def test_every_entry_of_the_table_has_a_case() -> None:
+    missing = TABLE.keys() - CASES.keys() - UNREACHABLE.keys()
+    assert not missing, f"add cases to operators.py for {sorted(missing)}"
+    assert not CASES.keys() & UNREACHABLE.keys()
+    assert not UNREACHABLE.keys() - TABLE.keys(), "entries that are gone"
+
+
+def composite(name: str) -> list[bool]:
+    """Per overload: it has a composite kernel."""
+    packet = getattr(torch.ops.aten, name)
+    found = []
+    for overload in packet.overloads():
+        full = f"aten::{name}" + ("" if overload == "default" else f".{overload}")
+        try:
+            found.append(torch._C._dispatch_has_kernel_for_dispatch_key(full, "CompositeImplicitAutograd"))
+        except RuntimeError:  # an operator of TorchScript alone
+            continue
+    return found
+
+
+@pytest.mark.parametrize("name", [n for n, why in UNREACHABLE.items() if why == COMPOSITE])
+def test_composite_entries_are_composite(name: str) -> None:
+    assert all(composite(name))
+
+
+@pytest.mark.parametrize("name", [n for n, why in UNREACHABLE.items() if why == ON_META])
+def test_entries_that_decompose_on_meta_have_a_composite_kernel(name: str) -> None:
+    assert any(composite(name))
+
+
+@pytest.mark.parametrize("name", [n for n, why in UNREACHABLE.items() if why.startswith("no ATen")])
+def test_names_that_do_not_exist(name: str) -> None:
+    assert not hasattr(torch.ops.aten, name)
+
+
+# Patterns around one rule that ask more of it than its case does.
+PATTERNS = {
+    "maximum over channels": Case(lambda n, x: x * x.max(1, keepdim=True).values, open="the verifier refuses positions that nobody reads"),
+    "gather by a constant": Case(
+        lambda n, x: x.gather(3, torch.zeros(2, 8, 6, 2, dtype=torch.int64)),
+        free=False,
+        open="a constant index as wide as the channels should pin them; it is a RewriteError",
+    ),
+    "fractional pooling module": Case(
+        lambda n, x: n.pool(x),
+        modules={"pool": lambda: torch.nn.FractionalMaxPool2d(2, output_size=3, _random_samples=torch.full((2, 8, 2), 0.3).double())},
+        free=False,
+        open="samples that a module holds should pin its channels",
+    ),
+    "noise in evaluation": Case(lambda n, x: x + torch.randn_like(x), open="noise is drawn twice and differs"),
+    "chunk with uneven parts": Case(lambda n, x: torch.cat([x.chunk(3, 1)[2], x.chunk(3, 1)[0]], 1)),
+    "glu": Case(lambda n, x: torch.nn.functional.glu(x, 1), open="aten::glu has no rule"),
+    "maxout": Case(lambda n, x: x.view(x.shape[0], 4, 2, 6, 6).max(2)[0]),
+    "grouped statistics": Case(lambda n, x: x.unflatten(1, (2, 4)).mean(2)),
+    "tile": Case(lambda n, x: x.tile(1, 2, 1, 1)),
+    "repeat_interleave": Case(lambda n, x: x.repeat_interleave(2, 1)),
+    "movedim": Case(lambda n, x: x.movedim(1, -1).movedim(-1, 1)),
+    "einsum": Case(lambda n, x: torch.einsum("nchw,dc->ndhw", x, n.w), parameters={"w": (5, 8)}),
+    "attention over pixels": Case(
+        lambda n, x: torch.nn.functional.scaled_dot_product_attention(*[x.flatten(2).transpose(1, 2)] * 3).transpose(1, 2),
+        open="the default scale follows the slim width; it has to stay that of the original",
+    ),
+    "slice assignment": Case(lambda n, x: _assigned(x)),
+    "instance norm": Case(lambda n, x: n.norm(x), modules={"norm": lambda: torch.nn.InstanceNorm2d(8, affine=True)}),
+    "lp pooling": Case(lambda n, x: torch.nn.functional.lp_pool2d(x, 2.0, 2)),
+    "cosine similarity": Case(lambda n, x: x * torch.cosine_similarity(x, x.sin(), 1)[:, None]),
+    "cumulative sum over space": Case(lambda n, x: x.cumsum(2)),
+    "rms norm": Case(lambda n, x: n.norm(x), "rows", modules={"norm": lambda: torch.nn.RMSNorm(8)}),
+}
+
+
+def _assigned(x: torch.Tensor) -> torch.Tensor:
+    y = x * 1
+    y[:, :, 1:3] = x[:, :, 0:2]
+    return y
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("name", "case"), rows(PATTERNS))
+def test_pattern(name: str, case: Case) -> None:
+    assert bool(compiled(case).removed("stem.weight", 0)) == case.free

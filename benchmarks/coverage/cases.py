@@ -59,6 +59,7 @@ class Case:
         inputs: ``(batch, dtype) -> example inputs``.
         loss: what one training step minimises.
         packages: import names of what it needs.
+        ragged: how many rows its outputs have depends on the weights, as a detector's boxes do.
     """
 
     name: str
@@ -66,3 +67,4 @@ class Case:
     inputs: Make
     loss: Loss = square
     packages: tuple[str, ...] = ()
+    ragged: bool = False

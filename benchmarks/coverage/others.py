@@ -59,7 +59,7 @@ def huggingface(model: str, config: str, **options: Any) -> Callable[[], nn.Modu
     """A model class of transformers with a configuration; no key-value cache, which would be an output of its own."""
 
     def build() -> nn.Module:
-        import transformers  # noqa: PLC0415 - an optional dependency
+        import transformers
 
         configuration = getattr(transformers, config)(**options)
         if hasattr(configuration, "use_cache"):
@@ -70,7 +70,7 @@ def huggingface(model: str, config: str, **options: Any) -> Callable[[], nn.Modu
 
 
 def _detr() -> nn.Module:
-    import transformers  # noqa: PLC0415 - an optional dependency
+    import transformers
 
     backbone = transformers.ResNetConfig(
         embedding_size=16, hidden_sizes=[16, 24, 32, 48], depths=[1, 1, 1, 1], layer_type="basic", out_features=["stage4"]
@@ -93,8 +93,8 @@ def _detr() -> nn.Module:
 
 
 def _whisper() -> nn.Module:
-    import transformers  # noqa: PLC0415 - an optional dependency
-    from transformers.models.whisper.modeling_whisper import WhisperEncoder  # noqa: PLC0415 - likewise
+    import transformers
+    from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
     return WhisperEncoder(
         transformers.WhisperConfig(
@@ -104,7 +104,7 @@ def _whisper() -> nn.Module:
 
 
 def _clip() -> nn.Module:
-    import transformers  # noqa: PLC0415 - an optional dependency
+    import transformers
 
     return transformers.CLIPModel(
         transformers.CLIPConfig(
@@ -119,7 +119,7 @@ def segmentation(architecture: str, encoder: str) -> Callable[[], nn.Module]:
     """A model of segmentation_models_pytorch without weights."""
 
     def build() -> nn.Module:
-        import segmentation_models_pytorch  # noqa: PLC0415 - an optional dependency
+        import segmentation_models_pytorch
 
         return getattr(segmentation_models_pytorch, architecture)(encoder, encoder_weights=None, classes=5)
 
@@ -127,7 +127,7 @@ def segmentation(architecture: str, encoder: str) -> Callable[[], nn.Module]:
 
 
 def _diffusion() -> nn.Module:
-    import diffusers  # noqa: PLC0415 - an optional dependency
+    import diffusers
 
     return diffusers.UNet2DModel(
         sample_size=32,
@@ -148,7 +148,7 @@ def yolo(name: str) -> Callable[[], nn.Module]:
     def build() -> nn.Module:
         os.environ.setdefault("YOLO_CONFIG_DIR", tempfile.gettempdir())
         os.environ.setdefault("YOLO_OFFLINE", "1")
-        from ultralytics.nn.tasks import DetectionModel  # noqa: PLC0415 - an optional dependency
+        from ultralytics.nn.tasks import DetectionModel
 
         return DetectionModel(f"{name}.yaml", verbose=False)
 
@@ -156,7 +156,7 @@ def yolo(name: str) -> Callable[[], nn.Module]:
 
 
 def _volume() -> nn.Module:
-    from monai.networks.nets import UNet  # noqa: PLC0415 - an optional dependency
+    from monai.networks.nets import UNet
 
     return UNet(spatial_dims=3, in_channels=1, out_channels=2, channels=(8, 16, 32), strides=(2, 2), num_res_units=2, norm="BATCH")
 

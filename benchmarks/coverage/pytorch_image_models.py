@@ -49,7 +49,7 @@ def case(name: str) -> Case:
     """A timm model, with an image of the size its configuration names."""
 
     def build() -> nn.Module:
-        import timm  # noqa: PLC0415 - an optional dependency
+        import timm
 
         return timm.create_model(name, pretrained=False)
 
@@ -63,7 +63,7 @@ class _Configured:
         self.name = name
 
     def __call__(self, batch: int, dtype: torch.dtype) -> Any:
-        import timm  # noqa: PLC0415 - an optional dependency
+        import timm
 
         config = timm.get_pretrained_cfg(self.name)
         return images(tuple(config.input_size) if config else (3, 224, 224))(batch, dtype)
@@ -71,7 +71,7 @@ class _Configured:
 
 def measure_sizes() -> None:
     """Write ``timm_sizes.json``."""
-    import timm  # noqa: PLC0415 - an optional dependency
+    import timm
 
     warnings.simplefilter("ignore")
     found: dict[str, dict[str, int]] = {}

@@ -68,7 +68,7 @@ def _summary(results: Results) -> str:
                 *(str(counts[kind]) for kind in ("verified", "refused", "failed", "skipped")),
                 f"{100 * statistics.median(shares):.0f} %" if shares else "",
                 str(sum(bool(record["without_rule"]) for record in records if "without_rule" in record)),
-                f"{max((record['verified_error'] for record in good if record['dtype'] == 'float64'), default=0):.0e}",
+                f"{max((record['verified_error'] for record in good if record['verified_in'] == 'float64'), default=0):.0e}",
                 f"{slowest['slim_cpu_seconds']:.1f} ({slowest['model']})" if slowest else "",
             )
         )
@@ -113,7 +113,7 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
         ", ".join(row.get("without_rule", ())),
         pair("parameters", "parameters_after", 1e6),
         pair("macs", "macs_after", 1e9),
-        f"{row['verified_error']:.0e}" if "verified_error" in row else "",
+        f"{row['verified_error']:.0e}" + (" (float32)" if row["verified_in"] == "float32" else "") if "verified_error" in row else "",
         row.get("batch", ""),
         f"{row['analyze_cpu_seconds']:.2f}" if "analyze_cpu_seconds" in row else "",
         f"{row['slim_cpu_seconds']:.2f}" if "slim_cpu_seconds" in row else "",

@@ -5,12 +5,16 @@
    an out-of-place operation, which is wrong where the tensor has a second name).
 3. ``self.training`` is recorded as a read of that flag, so functional dropout follows ``train()`` and ``eval()`` of the result;
    where Python itself branches on it, the branch of evaluation mode is taken.
+4. Buffers are read by name, like parameters. Attention is legalized first (attention.py). Assertions about shapes are dropped: they
+   were true for the original's sizes.
 """
 
 from __future__ import annotations
 
+import math
 import operator
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -18,10 +22,25 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from fxprune.capture.attention import legalize
 from fxprune.capture.clone import clone, named_tensors, same, walk
 from fxprune.errors import CaptureError
 
 AUGMENTED = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor")
+
+
+DECIDING = frozenset(
+    {
+        getattr,
+        math.sqrt,
+        operator.getitem,
+        *(
+            getattr(operator, name)
+            for name in "add sub mul truediv floordiv mod pow eq ne lt le gt ge and_ or_ not_ neg matmul".split()
+        ),
+    }
+)
+PURE_METHODS = frozenset({"size", "dim", "softmax", "mean", "transpose", "numel"})
 
 
 @dataclass(frozen=True)
@@ -69,8 +88,22 @@ for _name in AUGMENTED:
     setattr(ChannelProxy, f"__i{_name}__", _augmented(_name))
 
 
+OPAQUE_LAYERS = (
+    nn.Transformer,
+    nn.TransformerEncoder,
+    nn.TransformerDecoder,
+    nn.TransformerEncoderLayer,
+    nn.TransformerDecoderLayer,
+)
+
+
 class ChannelTracer(fx.Tracer):
-    """``fx.Tracer`` with clauses 2 and 3."""
+    """``fx.Tracer`` with clauses 2 to 4."""
+
+    proxy_buffer_attributes = True
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return super().is_leaf_module(m, module_qualified_name) and not isinstance(m, OPAQUE_LAYERS)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return ChannelProxy(node, self)
@@ -86,8 +119,8 @@ class ChannelTracer(fx.Tracer):
         return proxy
 
 
-def trace(model: nn.Module) -> Captured:
-    """Capture a model by symbolic tracing.
+def trace(model: nn.Module, make: Callable[[nn.Module], ChannelTracer] | None = None) -> Captured:
+    """Capture a model by symbolic tracing, or with the tracer that ``make`` makes for a structural clone of it.
 
     Raises:
         CaptureError: the model's control flow depends on numbers or shapes, or it is a ScriptModule.
@@ -106,7 +139,8 @@ def trace(model: nn.Module) -> Captured:
             value: Any = output
             graph.output(value[0], getattr(value[1], "type", None))
         return Captured(root, _renamed(graph, model.graph), type(model).__name__, "fx graph of the given GraphModule")
-    tracer = ChannelTracer()
+    legalize(root)
+    tracer = ChannelTracer() if make is None else make(root)
     classes = _flagged(root, tracer)
     try:
         graph = tracer.trace(root)
@@ -117,10 +151,21 @@ def trace(model: nn.Module) -> Captured:
     finally:
         for module, original in classes:
             module.__class__ = original
+    _tidy(graph)
+    how = "torch.fx symbolic tracing" if make is None else "torch.fx tracing with concrete shapes"
+    return Captured(root, graph, type(model).__name__, how)
+
+
+def _tidy(graph: fx.Graph) -> None:
+    """Drop assertions and what nobody reads: flags, shapes that decided a branch, attention weights (clause 4)."""
     for node in reversed(graph.nodes):
-        if "training" in node.meta and not node.users:
+        pure = node.op == "get_attr" or (node.op == "call_function" and node.target in DECIDING)
+        if (
+            node.target is torch._assert
+            or (pure and not node.users)
+            or (node.op == "call_method" and node.target in PURE_METHODS and not node.users)
+        ):
             graph.erase_node(node)
-    return Captured(root, graph, type(model).__name__, "torch.fx symbolic tracing")
 
 
 def _renamed(graph: fx.Graph, source: fx.Graph) -> fx.Graph:

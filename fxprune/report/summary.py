@@ -1,41 +1,40 @@
-"""A table of what a model's channels are, what they cost, and what became of them.
+"""What a model's channels are, what they cost, and what became of them.
 
-1. A *layer* is a module with parameters of its own that the program uses. Its width is the number of output channels: rows of its
-   weight (columns times groups of a transposed convolution's). ``before`` is the original's and ``after`` the given model's; they
-   differ only for a slim model, where ``before`` comes from its plan.
-2. Parameters count each tensor once, at the first layer that holds it. MACs (multiply-adds, FLOPs / 2) are those of matrix products
-   and convolutions for the example inputs, batch included, counted by ``torch.utils.flop_counter`` on meta tensors.
-3. Groups and reasons are those of the given model: a slim model's own groups are what a second round could still remove.
-4. Reasons are told from the most channels to the fewest. A coupled channel that several reasons pin is counted for each.
+1. A *layer* is a module that the program uses and that holds parameters. Its width is the number of its output channels. Nodes
+   without parameters that multiply (a product of two activations) have a row without width.
+2. ``before`` and ``original_parameters`` are the original's. They differ from the given model's for a slim model only, and come from
+   its plan. (Where a grouped convolution has lost whole groups, the fewest groups that explain its plan are taken.)
+3. Every parameter counts once, at the first layer that uses it. MACs (multiply-adds; FLOPs / 2) are those of convolutions and matrix
+   products of one call on the example inputs, all samples together, counted on meta tensors by ``torch.utils.flop_counter``.
+4. Groups and reasons are the given model's: for a slim model, what a second round could still remove. Reasons are told from the
+   most channels to the fewest; a channel that several reasons pin counts for each of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from rich.console import Console, Group
-from rich.table import Table
+from rich.console import Group
 from torch import Tensor, fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from fxprune.api import analyze, plan_of
-from fxprune.capture.clone import clone, to_meta
+from fxprune.capture.clone import same, to_meta
 from fxprune.capture.inputs import Inputs, given, infer
 from fxprune.errors import InputError, PlanMismatchError
-from fxprune.graph.channels import ChannelGraph
+from fxprune.graph.channels import ChannelGraph, ChannelGroup
 from fxprune.plan import Plan
-
-MOST_REASONS = 8
-MOST_NAMES = 4
-WIDTH = 110
+from fxprune.provenance.interpret import evaluation_clone
+from fxprune.report.render import plain, rendered
 
 
 @dataclass(frozen=True, slots=True)
 class GroupRow:
-    """One group of coupled channels: its name, how many there are, and the layers they run through."""
+    """A group of coupled channels: its first producer, that one's width, how many can go, the modules they run through."""
 
     name: str
     channels: int
@@ -45,7 +44,7 @@ class GroupRow:
 
 @dataclass(frozen=True, slots=True)
 class LayerRow:
-    """One layer (clause 1); ``parameters`` and ``macs`` are those of the given model (clause 2)."""
+    """A layer (clause 1): widths, and the given model's parameters and MACs (clause 3)."""
 
     name: str
     kind: str
@@ -57,7 +56,7 @@ class LayerRow:
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """Why so many coupled channels cannot go: at which node, and in which parameters."""
+    """Why coupled channels cannot go: how many, at which node, why, and in which parameters they are."""
 
     channels: int
     node: str
@@ -67,25 +66,25 @@ class Reason:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """The facts of one model (module docstring).
+    """The facts of one model. ``str`` and rich's ``print`` lay them out as tables.
 
     Attributes:
         model: class name of the model.
-        groups: free coupled channels by kind.
-        layers: layers in the order of the program.
-        channels: producer-side channels of all layers.
+        groups: the groups of channels that can go.
+        layers: in the order of the program.
+        channels: producer-side channels.
         prunable: how many of these can go.
-        parameters: number of parameters of the model, each tensor once.
-        macs: multiply-adds of one call on the example inputs.
-        original_parameters: those of the original; equal to ``parameters`` for a model that is not slim.
-        asked: ratio that was asked for; 0 where there is no plan.
-        achieved: ratio that was achieved.
-        score: name of the score of the plan; "" where there is no plan.
+        parameters: number of the model's parameters.
+        macs: multiply-adds of one call.
+        original_parameters: number of the original's parameters (clause 2).
+        asked: the ratio that was asked for; 0 without a plan.
+        achieved: the ratio that was achieved; 0 without a plan.
+        score: the score that ranked the channels; "" without a plan.
         capture: how the model was captured.
         notes: what a user should know.
-        reasons: why channels cannot go (clause 4).
-        operators_without_rule: ATen operators that pinned what they touch, with the nodes that call them.
-        slim: True if the model carries a plan.
+        reasons: why the rest cannot go (clause 4).
+        operators_without_rule: operators that pin what they touch, with the nodes that call them.
+        slim: the model carries a plan.
     """
 
     model: str
@@ -96,125 +95,194 @@ class Summary:
     parameters: int
     macs: int
     original_parameters: int
-    asked: float = 0.0
-    achieved: float = 0.0
-    score: str = ""
-    capture: str = ""
-    notes: tuple[str, ...] = ()
-    reasons: tuple[Reason, ...] = ()
-    operators_without_rule: tuple[tuple[str, tuple[str, ...]], ...] = ()
-    slim: bool = False
+    asked: float
+    achieved: float
+    score: str
+    capture: str
+    notes: tuple[str, ...]
+    reasons: tuple[Reason, ...]
+    operators_without_rule: tuple[tuple[str, tuple[str, ...]], ...]
+    slim: bool
 
     def __str__(self) -> str:
-        console = Console(width=WIDTH, color_system=None, force_terminal=False, legacy_windows=False)
-        with console.capture() as captured:
-            console.print(self)
-        return "\n".join(line.rstrip() for line in captured.get().splitlines())
+        return plain(self)
 
     def __rich__(self) -> Group:
-        parts: list[Any] = [self._head(), _layer_table(self), _group_table(self)]
-        if self.reasons:
-            parts.append(_reason_table(self))
-        parts += [_line(f"no rule: {name}", f"at {_names(nodes)}") for name, nodes in self.operators_without_rule]
-        parts += [_line("note", note) for note in self.notes]
-        return Group(*parts)
-
-    def _head(self) -> Table:
-        lines = [f"{self.model}: {self.prunable:,} of {self.channels:,} channels can go"]
-        if self.slim:
-            before = self.original_parameters
-            lines.append(f"asked {self.asked:.1%}, achieved {self.achieved:.1%} by score {self.score!r}")
-            lines.append(f"parameters {before:,} -> {self.parameters:,} ({self.parameters / max(before, 1):.1%})")
-        lines.append(f"captured by {self.capture}")
-        head = Table.grid()
-        for line in lines:
-            head.add_row(_text(line))
-        return head
-
-
-def _text(text: str) -> Any:
-    from rich.text import Text  # names hold brackets, which rich would read as markup
-
-    return Text(text)
-
-
-def _line(label: str, text: str) -> Any:
-    return _text(f"{label}: {text}")
-
-
-def _names(names: Sequence[str]) -> str:
-    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
-    return ", ".join(names[:MOST_NAMES]) + more
-
-
-def _layer_table(summary: Summary) -> Table:
-    table = Table(title="layers", title_justify="left")
-    for name in ("layer", "kind"):
-        table.add_column(name, overflow="fold")
-    for name in ("width", "parameters", "MACs"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in summary.layers:
-        width = f"{row.before} -> {row.after}" if summary.slim else f"{row.after}"
-        table.add_row(_text(row.name), row.kind, width, f"{row.parameters:,}", f"{row.macs:,}")
-    table.add_section()
-    table.add_row("total", "", "", f"{summary.parameters:,}", f"{summary.macs:,}")
-    return table
-
-
-def _group_table(summary: Summary) -> Table:
-    table = Table(title="groups of coupled channels", title_justify="left")
-    table.add_column("group", overflow="fold")
-    for name in ("channels", "can go"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("layers", overflow="fold")
-    for row in summary.groups:
-        table.add_row(_text(row.name), f"{row.channels:,}", f"{row.prunable:,}", _text(_names(row.layers)))
-    return table
-
-
-def _reason_table(summary: Summary) -> Table:
-    table = Table(title="what cannot go", title_justify="left")
-    table.add_column("channels", justify="right", no_wrap=True)
-    for name in ("node", "why", "where"):
-        table.add_column(name, overflow="fold")
-    for row in summary.reasons[:MOST_REASONS]:
-        table.add_row(f"{row.channels:,}", _text(row.node), _text(row.reason), _text(_names(row.axes)))
-    return table
+        return rendered(self)
 
 
 def summary(model: nn.Module, example_inputs: Any = None) -> Summary:
-    """The facts of a model or of a slim model; only reads it.
+    """The facts of a model, or of a slim model and what it was made from. The model is only read.
 
     Args:
         model: any module that ``analyze`` takes.
-        example_inputs: as for ``analyze``; they decide what MACs are counted for.
+        example_inputs: as for ``analyze``; MACs are counted for these.
 
     Raises:
         CaptureError: the model cannot be traced.
         InputError: example inputs do not fit or cannot be inferred.
         WeightError: weights that cannot be pruned.
     """
-    inputs = given(example_inputs) if example_inputs is not None else infer(model, lambda candidate: _fails(model, candidate))
-    graph = analyze(model, inputs)
-    plan = _plan(model)
+    graph, inputs = _analyzed(model, example_inputs)
+    try:
+        plan, slim = plan_of(model), True
+    except PlanMismatchError:
+        plan, slim = Plan({}, {}), False
+    captured = graph.program.captured
+    parameters = dict(captured.root.named_parameters())
+    layers = tuple(_layers(captured.root, captured.graph, plan, _macs(graph, inputs)))
     prunable, channels = graph.prunable()
-    layers = tuple(_layers(graph, plan, _macs(graph, inputs)))
-    parameters = {name: p for name, p in graph.program.captured.root.named_parameters()}
     return Summary(
-        model=graph.program.captured.name,
-        groups=_groups(graph),
+        model=captured.name,
+        groups=tuple(_group(graph, group) for group in graph.groups),
         layers=layers,
         channels=channels,
         prunable=prunable,
         parameters=sum(p.numel() for p in parameters.values()),
-        macs=sum(row.macs for row in layers) + _outside(graph, inputs),
-        original_parameters=sum(_original_size(name, p, plan) for name, p in parameters.items()),
-        asked=plan.asked if plan else 0.0,
-        achieved=plan.achieved if plan else 0.0,
-        score=plan.score if plan else "",
-        capture=graph.program.captured.how,
-        notes=tuple(dict.fromkeys((*graph.notes, *(plan.notes if plan else ())))),
+        macs=sum(row.macs for row in layers),
+        original_parameters=sum(math.prod(_original(name, p, plan)) for name, p in parameters.items()),
+        asked=plan.asked,
+        achieved=plan.achieved,
+        score=plan.score,
+        capture=captured.how,
+        notes=tuple(dict.fromkeys((*graph.notes, *plan.notes))),
         reasons=_reasons(graph),
-        operators_without_rule=tuple((name, tuple(nodes)) for name, nodes in graph.operators_without_rule.items()),
-        slim=plan is not None,
+        operators_without_rule=tuple((name, tuple(dict.fromkeys(nodes))) for name, nodes in graph.operators_without_rule.items()),
+        slim=slim,
     )
+
+
+def _analyzed(model: nn.Module, example: Any) -> tuple[ChannelGraph, Inputs]:
+    if example is not None:
+        inputs = given(example)
+        return analyze(model, inputs), inputs
+    if not isinstance(model, nn.Module):
+        return analyze(model), Inputs((), {})  # which says what is wrong with it
+    found: list[ChannelGraph] = []
+
+    def works(candidate: Inputs) -> Exception | None:
+        try:
+            found.append(analyze(model, candidate))
+        except InputError as error:
+            return error
+        return None
+
+    inputs = infer(model, works)
+    return found[-1], inputs
+
+
+def _group(graph: ChannelGraph, group: ChannelGroup) -> GroupRow:
+    producer = next(m for m in group.members if m.name == group.name)
+    width = next(axis.size for axis in graph.axes if (axis.name, axis.dim) == (producer.name, producer.dim))
+    layers = dict.fromkeys(m.name.rpartition(".")[0] or m.name for m in group.members)
+    return GroupRow(group.name, width, len(group), tuple(layers))
+
+
+def _reasons(graph: ChannelGraph) -> tuple[Reason, ...]:
+    pinned = [c for c in graph.constraints if c.kind == "pinned" and c.axes]
+    return tuple(Reason(c.channels, c.node, c.reason, c.axes) for c in sorted(pinned, key=lambda c: -c.channels))
+
+
+class _Counting(fx.Interpreter):
+    """Multiply-adds per node of one call."""
+
+    def __init__(self, module: fx.GraphModule, inputs: Inputs) -> None:
+        super().__init__(module)
+        self.inputs = inputs
+        self.counter = FlopCounterMode(display=False)
+        self.macs: dict[str, int] = {}
+
+    def placeholder(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        name = str(target).lstrip("*")
+        return self.inputs.kwargs[name] if name in self.inputs.kwargs else super().placeholder(target, args, kwargs)
+
+    def run_node(self, n: fx.Node) -> Any:
+        before = self.counter.get_total_flops()
+        result = super().run_node(n)
+        self.macs[n.name] = (self.counter.get_total_flops() - before) // 2
+        return result
+
+    def counted(self) -> Mapping[str, int]:
+        with torch.no_grad(), self.counter:
+            self.run(*self.inputs.args)
+        return self.macs
+
+
+def _macs(graph: ChannelGraph, inputs: Inputs) -> Mapping[str, int]:
+    captured = graph.program.captured
+
+    def program(tensor: Any) -> fx.GraphModule:
+        return fx.GraphModule(evaluation_clone(captured.root, tensor), captured.graph, captured.name)
+
+    try:
+        return _Counting(program(to_meta), inputs.on_meta()).counted()
+    except (NotImplementedError, RuntimeError):  # numbers are read, which meta tensors do not have
+        return _Counting(program(same), inputs).counted()
+
+
+def _layers(root: nn.Module, graph: fx.Graph, plan: Plan, macs: Mapping[str, int]) -> Iterator[LayerRow]:
+    names = {id(p): name for name, p in root.named_parameters()}
+    rows: dict[str, int] = {}
+    own: dict[str, dict[str, Tensor]] = {}
+    kinds: dict[str, str] = {}
+    seen: set[int] = set()
+    for node in graph.nodes:
+        count = macs.get(node.name, 0)
+        if node.op == "call_module":
+            name, module = str(node.target), root.get_submodule(str(node.target))
+            found = list(module.parameters())
+        elif node.op == "get_attr":
+            name, _, leaf = str(node.target).rpartition(".")
+            module = root.get_submodule(name)
+            value = getattr(module, leaf, None)
+            found = [value] if isinstance(value, nn.Parameter) else []
+        else:
+            name, module, found = node.name, None, []
+        if not found and not count:
+            continue
+        fresh = {names[id(p)]: p for p in found if id(p) not in seen}
+        seen.update(id(p) for p in found)
+        rows[name] = rows.get(name, 0) + count
+        own[name] = {**own.get(name, {}), **fresh}
+        kinds.setdefault(name, type(module).__name__ if module is not None else _called(node))
+    for name, count in rows.items():
+        before, after = _widths(root, name, own[name], plan)
+        yield LayerRow(name or "(root)", kinds[name], before, after, sum(p.numel() for p in own[name].values()), count)
+
+
+def _called(node: fx.Node) -> str:
+    return str(node.target if isinstance(node.target, str) else getattr(node.target, "__name__", node.target))
+
+
+def _widths(root: nn.Module, name: str, own: Mapping[str, Tensor], plan: Plan) -> tuple[int, int]:
+    """Output channels of a layer before and after (clause 1); 0 where it has no parameters of its own."""
+    if not own:
+        return 0, 0
+    first, tensor = next(iter(own.items()))
+    module = root.get_submodule(name) if name in dict(root.named_modules()) else root
+    if isinstance(module, nn.modules.conv._ConvTransposeNd):
+        after = module.out_channels
+        return plan.sizes.get(first, {}).get(1, after), after
+    after = tensor.shape[0] if tensor.dim() else 1
+    return plan.sizes.get(first, {}).get(0, after), after
+
+
+def _original(name: str, tensor: Tensor, plan: Plan) -> list[int]:
+    """The shape of a parameter before slimming (clause 2)."""
+    shape = list(tensor.shape)
+    for dim, size in plan.sizes.get(name, {}).items():
+        kept = plan.kept[name][dim]
+        shape[dim] = size if len(kept) == shape[dim] else size // _blocks(kept, size, shape[dim])
+    return shape
+
+
+def _blocks(kept: tuple[int, ...], size: int, each: int) -> int:
+    """The fewest blocks of ``size`` atoms such that every block keeps ``each`` or none (plan.py, clause 3)."""
+    for blocks in range(len(kept) // max(each, 1), size + 1):
+        if blocks and size % blocks == 0:
+            counts = [0] * blocks
+            for atom in kept:
+                counts[atom * blocks // size] += 1
+            if set(counts) <= {0, each}:
+                return blocks
+    return 1

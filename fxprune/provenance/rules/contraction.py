@@ -3,7 +3,8 @@
 1. Name each dimension of both operands by a label. Labels of both that are missing in the result are contracted.
 2. A factor that varies along a contracted label is coupled with the other operand's factor there (elementwise, broadcasting
    over other labels) and ends. Where the other operand has none, it is pinned: there is nothing to slice.
-3. A factor that varies only along outer labels is carried to the result; factors along a batch label of both are coupled.
+3. A factor that varies only along outer labels is carried to the result; factors along a batch label of both are coupled. One that
+   varies along batch labels and others (the channels of a head) is carried or ends likewise; its batch entries keep equally many.
 4. A convolution contracts channels. Along a spatial dimension its input's factors must not vary: they are coupled along it
    (``smear``); what varies only along space is carried by a pointwise window and pinned otherwise.
 5. A grouped convolution is block-diagonal: channel c = (block, j) of the input meets entry j in the rows of its block. Blocks on
@@ -46,14 +47,19 @@ def contract(t: Tracker, a: Value, a_labels: str, b: Value, b_labels: str, out: 
                 if not partners:
                     t.ledger.pin(ids, CONSTANT)
                     continue
+                if varied & batch:
+                    _rigid(t, ids, labels, batch)
                 if index == 1:
                     t.ledger.reads(ids)
                 else:
                     for other in partners:
                         t.couple(ids, other)
             elif varied & batch:
-                partners = [o for o in others if {labels[d] for d in support(o)} & varied]
-                if not partners:
+                partners = [o for o in others if {labels[d] for d in support(o)} & varied & batch]
+                if varied - batch:
+                    _rigid(t, ids, labels, batch)
+                    outer.append(ids)
+                elif not partners:
                     t.ledger.pin(ids, "a batch dimension of a product whose other operand cannot go there")
                 elif index == 0:
                     for other in partners:
@@ -63,6 +69,14 @@ def contract(t: Tracker, a: Value, a_labels: str, b: Value, b_labels: str, out: 
                 outer.append(ids)
     source = [labels.index(x) for x in out]
     return [compress(move_to(ids, source, range(len(out)), len(out))) for ids in outer]
+
+
+def _rigid(t: Tracker, ids: Ids, labels: str, batch: set[str]) -> None:
+    """Every batch entry keeps equally many of its own channels, and at least one."""
+    lead = [d for d in range(ids.ndim) if labels[d] in batch]
+    rest = [d for d in range(ids.ndim) if labels[d] not in batch]
+    blocks = ids.transpose(lead + rest).reshape(int(np.prod([ids.shape[d] for d in lead])), -1)
+    t.ledger.split(np.unique(blocks, axis=0), rigid=True)
 
 
 def mm(t: Tracker, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:

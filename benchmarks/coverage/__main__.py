@@ -41,7 +41,9 @@ def run(suite: str, names: list[str], path: Path, done: Results, seconds: float,
 def main() -> None:
     """Run suites and write the report."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.coverage", description=__doc__)
-    parser.add_argument("--suite", nargs="*", choices=SUITES, default=["torchvision"], help="which suites to run (none: only write the page)")
+    parser.add_argument(
+        "--suite", nargs="*", choices=SUITES, default=["torchvision"], help="which suites to run (none: only write the page)"
+    )
     parser.add_argument("--only", nargs="+", metavar="NAME", default=["*"], help="names of models, or globs")
     parser.add_argument("--json", type=Path, default=RESULTS, metavar="FILE", help="JSON lines to add to")
     parser.add_argument("--page", type=Path, default=PAGE, metavar="FILE", help="the page to write")

@@ -43,7 +43,10 @@ def isolated(find: Find, name: str, seconds: float, gigabytes: float) -> Record:
     while not done:
         left = PATIENCE * seconds - (time.perf_counter() - began)
         if left <= 0 or not ours.poll(left):
-            record |= {"outcome": "failed", "error": f"Timeout: more than {PATIENCE * seconds:.0f} s of wall time, in stage {record['stage']!r}"}
+            record |= {
+                "outcome": "failed",
+                "error": f"Timeout: more than {PATIENCE * seconds:.0f} s of wall time, in stage {record['stage']!r}",
+            }
             break
         try:
             record, done = ours.recv()

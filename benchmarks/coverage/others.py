@@ -1,8 +1,7 @@
-"""Models of other libraries, built from small configurations. Their packages are needed for these cases only:
+"""Models of other libraries, built from small configurations.
 
-    pip install --no-deps transformers diffusers segmentation-models-pytorch monai ultralytics opencv-python-headless regex tokenizers typer ...
-
-with torch held at the version of ``constraints.txt``.
+Their packages serve these cases only: transformers, diffusers, segmentation-models-pytorch, monai, and ultralytics with opencv-python-headless.
+Install them with torch held at the version of ``constraints.txt``. Cases whose package is not there are skipped.
 """
 
 from __future__ import annotations
@@ -19,9 +18,15 @@ from benchmarks.coverage.cases import Case, Make, images
 
 TOKENS = 16
 WORDS = 99
-TEXT: dict[str, Any] = {"vocab_size": WORDS, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
+TEXT: dict[str, Any] = {
+    "vocab_size": WORDS,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 128,
+}
 LLAMA: dict[str, Any] = TEXT | {"num_key_value_heads": 2, "max_position_embeddings": 64}
-VIEW: dict[str, Any] = {"image_size": 64, "patch_size": 16, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128}
+VIEW: dict[str, Any] = {name: size for name, size in TEXT.items() if name != "vocab_size"} | {"image_size": 64, "patch_size": 16}
 VISIBLE = images((3, 64, 64))
 
 
@@ -158,7 +163,9 @@ def yolo(name: str) -> Callable[[], nn.Module]:
 def _volume() -> nn.Module:
     from monai.networks.nets import UNet
 
-    return UNet(spatial_dims=3, in_channels=1, out_channels=2, channels=(8, 16, 32), strides=(2, 2), num_res_units=2, norm="BATCH")
+    return UNet(
+        spatial_dims=3, in_channels=1, out_channels=2, channels=(8, 16, 32), strides=(2, 2), num_res_units=2, norm="BATCH"
+    )
 
 
 def _cases() -> dict[str, Case]:
@@ -176,12 +183,19 @@ def _cases() -> dict[str, Case]:
         ),
         Case(
             "transformers SegFormer",
-            huggingface("SegformerForSemanticSegmentation", "SegformerConfig", hidden_sizes=[16, 32, 48, 64], decoder_hidden_size=32),
+            huggingface(
+                "SegformerForSemanticSegmentation", "SegformerConfig", hidden_sizes=[16, 32, 48, 64], decoder_hidden_size=32
+            ),
             pixels,
             packages=hub,
         ),
         Case("transformers DETR", _detr, pixels, packages=hub),
-        Case("transformers BERT", huggingface("BertModel", "BertConfig", **TEXT), words("input_ids", "attention_mask"), packages=hub),
+        Case(
+            "transformers BERT",
+            huggingface("BertModel", "BertConfig", **TEXT),
+            words("input_ids", "attention_mask"),
+            packages=hub,
+        ),
         Case(
             "transformers DistilBERT",
             huggingface("DistilBertModel", "DistilBertConfig", vocab_size=WORDS, dim=64, n_layers=2, n_heads=4, hidden_dim=128),
@@ -196,7 +210,12 @@ def _cases() -> dict[str, Case]:
         ),
         Case("transformers Llama", huggingface("LlamaForCausalLM", "LlamaConfig", **LLAMA), words("input_ids"), packages=hub),
         Case("transformers Qwen2", huggingface("Qwen2ForCausalLM", "Qwen2Config", **LLAMA), words("input_ids"), packages=hub),
-        Case("transformers Qwen3", huggingface("Qwen3ForCausalLM", "Qwen3Config", head_dim=16, **LLAMA), words("input_ids"), packages=hub),
+        Case(
+            "transformers Qwen3",
+            huggingface("Qwen3ForCausalLM", "Qwen3Config", head_dim=16, **LLAMA),
+            words("input_ids"),
+            packages=hub,
+        ),
         Case(
             "transformers T5",
             huggingface("T5Model", "T5Config", vocab_size=WORDS, d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4),

@@ -20,7 +20,8 @@ from benchmarks.coverage.cases import Case, images
 SIZES = Path(__file__).with_name("timm_sizes.json")
 MORE = 300
 SEED = 0
-LARGEST = 120_000_000  # parameters; above that a shuffle would mostly measure the machine's memory
+LARGEST = 120_000_000  # parameters; above that, and above WIDEST, a shuffle would mostly measure the machine
+WIDEST = 512  # pixels
 
 
 def sizes() -> dict[str, dict[str, int]]:
@@ -38,11 +39,14 @@ def smallest() -> list[str]:
 
 
 def more() -> list[str]:
-    """``MORE`` other architectures of at most ``LARGEST`` parameters, by a seeded shuffle."""
+    """``MORE`` other architectures of at most ``LARGEST`` parameters and ``WIDEST`` pixels, by a seeded shuffle."""
     taken = set(smallest())
-    names = sorted(name for models in sizes().values() for name, count in models.items() if count <= LARGEST and name not in taken)
+    counts = {name: count for models in sizes().values() for name, count in models.items()}
+    names = sorted(
+        name for name, count in counts.items() if count <= LARGEST and name not in taken and max(_size(name)) <= WIDEST
+    )
     random.Random(SEED).shuffle(names)  # noqa: S311 - a sample, no secret
-    return names[:MORE]
+    return sorted(names[:MORE], key=lambda name: (counts[name], name))
 
 
 def case(name: str) -> Case:
@@ -63,10 +67,18 @@ class _Configured:
         self.name = name
 
     def __call__(self, batch: int, dtype: torch.dtype) -> Any:
-        import timm
+        return images(_size(self.name))(batch, dtype)
 
-        config = timm.get_pretrained_cfg(self.name)
-        return images(tuple(config.input_size) if config else (3, 224, 224))(batch, dtype)
+
+def _size(name: str) -> tuple[int, ...]:
+    """The input size of a model's configuration; of models that also take less and are made for more than 384 pixels, twice the least."""
+    import timm
+
+    config = timm.get_pretrained_cfg(name)
+    size = tuple(config.input_size) if config else (3, 224, 224)
+    if config and config.min_input_size and not config.fixed_input_size and max(size) > 384:
+        size = (size[0], *(2 * side for side in config.min_input_size[1:]))
+    return size
 
 
 def measure_sizes() -> None:

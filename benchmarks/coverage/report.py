@@ -32,10 +32,16 @@ INTRO = """# Coverage
 Written by `python -m benchmarks.coverage`; do not edit.
 
 Every model has random weights, norms and statistics, runs in a process of its own with a time limit, and is slimmed with
-`fxprune.slim(model, 0.5)`. *verified*: the result is equal to the masked original (float64, relative error at most 1e-9; float32 and 1e-4 above
-300 M parameters), returns outputs of the original's shapes, and trains one step. *refused*: fxprune raised one of its errors and returned nothing.
-*failed*: anything else. *prunable* is the share of channels that can go; *no rule* counts the operators that the analysis has no rule for;
-*batch* tells whether the result takes other batch sizes than the one it was compiled with. Seconds are CPU seconds of one thread, `slim` with verification off.
+`fxprune.slim(model, 0.5)`.
+
+- *verified*: the result is equal to the masked original (float64, relative error at most 1e-9; 1e-4 where float32 is said), returns
+  outputs of the original's shapes, and trains one step
+- *refused*: fxprune raised one of its errors and returned nothing
+- *failed*: anything else
+- *prunable*: the share of channels that can go
+- *no rule*: operators that the analysis has no rule for
+- *batch*: whether the result takes other batch sizes than the one it was compiled with
+- seconds: CPU seconds of one thread; *slim* includes *analyze* and leaves verification out
 """
 
 
@@ -64,7 +70,7 @@ def _summary(results: Results) -> str:
         rows.append(
             (
                 suite,
-                str(len(records)),
+                f"{len(records)} of {len(SUITES[suite].names())}",
                 *(str(counts[kind]) for kind in ("verified", "refused", "failed", "skipped")),
                 f"{100 * statistics.median(shares):.0f} %" if shares else "",
                 str(sum(bool(record["without_rule"]) for record in records if "without_rule" in record)),
@@ -74,7 +80,7 @@ def _summary(results: Results) -> str:
         )
     head = (
         "suite",
-        "models",
+        "measured",
         "verified",
         "refused",
         "failed",
@@ -113,7 +119,9 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
         ", ".join(row.get("without_rule", ())),
         pair("parameters", "parameters_after", 1e6),
         pair("macs", "macs_after", 1e9),
-        f"{row['verified_error']:.0e}" + (" (float32)" if row["verified_in"] == "float32" else "") if "verified_error" in row else "",
+        f"{row['verified_error']:.0e}" + (" (float32)" if row["verified_in"] == "float32" else "")
+        if "verified_error" in row
+        else "",
         row.get("batch", ""),
         f"{row['analyze_cpu_seconds']:.2f}" if "analyze_cpu_seconds" in row else "",
         f"{row['slim_cpu_seconds']:.2f}" if "slim_cpu_seconds" in row else "",

@@ -26,9 +26,7 @@ class Suite:
 
 SUITES = {
     "torchvision": Suite("torchvision: every model of `list_models()`", vision.names, vision.case),
-    "timm": Suite(
-        "timm: the smallest model of every module", pytorch_image_models.smallest, pytorch_image_models.case
-    ),
+    "timm": Suite("timm: the smallest model of every module", pytorch_image_models.smallest, pytorch_image_models.case),
     "timm300": Suite("timm: 300 more, by a seeded shuffle", pytorch_image_models.more, pytorch_image_models.case),
     "others": Suite("Other libraries", others.names, others.case),
 }

@@ -35,7 +35,9 @@ def case(name: str) -> Case:
     """The model and inputs of a name."""
     area = models.get_model_builder(name).__module__.split(".")[2]
     if name.startswith(DETECTION):
-        return Case(name, lambda: detector(name), _photographs(300 if name.startswith("ssd300") else RESIZED), _detect, ragged=True)
+        return Case(
+            name, lambda: detector(name), _photographs(300 if name.startswith("ssd300") else RESIZED), _detect, ragged=True
+        )
     size: tuple[int, ...] = (3, 224, 224)
     if name.endswith("inception_v3"):
         size = (3, 299, 299)

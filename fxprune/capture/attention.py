@@ -19,6 +19,17 @@ class ExplicitAttention(nn.Module):
 
     # nn.TransformerEncoderLayer asks for these before it takes a fused path, which hides the projections.
     _qkv_same_embed_dim = False
+    in_proj_weight: Any
+    in_proj_bias: Any
+    q_proj_weight: Any
+    k_proj_weight: Any
+    v_proj_weight: Any
+    out_proj: Any
+    embed_dim: int
+    num_heads: int
+    head_dim: int
+    dropout: float
+    batch_first: bool
 
     def forward(
         self,

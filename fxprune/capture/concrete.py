@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -24,6 +25,8 @@ from fxprune.capture.tracer import ChannelProxy, ChannelTracer
 class ConcreteProxy(ChannelProxy):
     """A proxy with a value (clause 1)."""
 
+    tracer: Any
+
     def __getattr__(self, name: str) -> Any:
         return ConcreteAttribute(self, name)
 
@@ -37,7 +40,7 @@ class ConcreteProxy(ChannelProxy):
         return Tensor if isinstance(value, Tensor) else type(value)
 
     def __bool__(self) -> bool:
-        return self.tracer.to_bool(self)
+        return bool(self.tracer.to_bool(self))
 
     def __len__(self) -> int:
         return len(self.value)
@@ -58,10 +61,11 @@ class ConcreteProxy(ChannelProxy):
         value = self.value
         if isinstance(value, dict):
             return iter(value)
-        return iter([self[i] for i in range(len(value))])
+        proxy: Any = self
+        return iter([proxy[i] for i in range(len(value))])
 
     def __eq__(self, other: object) -> Any:
-        return self.tracer.create_proxy("call_function", torch.fx.proxy.operator.eq, (self, other), {})
+        return self.tracer.create_proxy("call_function", operator.eq, (self, other), {})
 
     def __hash__(self) -> int:
         return id(self)
@@ -80,7 +84,7 @@ class ConcreteAttribute(ConcreteProxy):
         object.__setattr__(self, "_node", None)
 
     @property
-    def node(self) -> fx.Node:
+    def node(self) -> Any:  # type: ignore[override]
         if self._node is None:
             found = self.tracer.create_proxy("call_function", getattr, (self.root, self.attr), {}).node
             object.__setattr__(self, "_node", found)
@@ -140,7 +144,7 @@ class ConcreteTracer(ChannelTracer):
         return False if "training" in obj.node.meta else bool(self.values[obj.node])
 
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
-        return ConcreteProxy.__iter__(obj)  # type: ignore[arg-type]
+        return ConcreteProxy.__iter__(obj)
 
     def _evaluate(self, node: fx.Node) -> Any:
         if node.op == "placeholder":

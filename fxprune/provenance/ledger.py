@@ -92,6 +92,7 @@ class Ledger(Protocol):
     def floor(self, ids: Ids, least: int, reason: str) -> None: ...
     def fresh(self, count: int) -> Ids: ...
     def is_fresh(self, ids: Ids) -> bool: ...
+    def interleave(self) -> None: ...
     def reads(self, ids: Ids) -> None: ...
     def missing(self, operator: str, ids: list[Ids]) -> None: ...
 
@@ -112,6 +113,7 @@ class Recorder:
     unproduced: set[int] = field(default_factory=set)
     readers: list[Ids] = field(default_factory=list)
     no_rule: dict[str, list[str]] = field(default_factory=dict)
+    interleaved: bool = False
     _count: dict[str, int] = field(default_factory=dict)
 
     def axis(self, name: str, dim: int, size: int, blocks: int = 1) -> Ids:
@@ -131,6 +133,10 @@ class Recorder:
         self.created[(self.node, index)] = ids
         self.unproduced.update(ids.tolist())
         return ids
+
+    def interleave(self) -> None:
+        """The order of blocks and of what is in them was exchanged somewhere."""
+        self.interleaved = True
 
     def is_fresh(self, ids: Ids) -> bool:
         return int(ids.flat[0]) in self.unproduced

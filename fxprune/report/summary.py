@@ -152,12 +152,12 @@ def summary(model: nn.Module, example_inputs: Any = None) -> Summary:
     )
 
 
-def _analyzed(model: nn.Module, example: Any) -> tuple[ChannelGraph, Inputs]:
+def _analyzed(model: Any, example: Any) -> tuple[ChannelGraph, Inputs]:
     if example is not None:
         inputs = given(example)
         return analyze(model, inputs), inputs
     if not isinstance(model, nn.Module):
-        return analyze(model), Inputs((), {})  # which says what is wrong with it
+        return analyze(model), Inputs((), {})  # raises, and says what is wrong with it
     found: list[ChannelGraph] = []
 
     def works(candidate: Inputs) -> Exception | None:

@@ -121,6 +121,9 @@ class Arrival:
                 return live
         return np.zeros(count, np.int64)
 
+    def interleave(self) -> None:
+        """Seen in what arrives."""
+
     def is_fresh(self, ids: Ids) -> bool:
         return int(ids.flat[0]) in self.unproduced
 

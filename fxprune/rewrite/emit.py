@@ -150,9 +150,7 @@ def _nodes(state: _Pass, inputs: Inputs) -> fx.Graph:
 
 def _node(state: _Pass, node: fx.Node, copy: fx.Node, env: dict[fx.Node, Any]) -> Any:
     expected = state.graph.nodes[node.name]
-    if not (node.op == "call_function" and node.target in literals.ALWAYS) and not (
-        node.op == "call_method" and node.target in literals.ALWAYS
-    ):
+    if not _always(node, copy, env):
         result, problem = _attempt(state, copy, expected, env)
         if problem is None:
             return result
@@ -170,6 +168,18 @@ def _node(state: _Pass, node: fx.Node, copy: fx.Node, env: dict[fx.Node, Any]) -
         target=str(node.target),
         expected=_shapes(state, expected),
     )
+
+
+def _always(node: fx.Node, copy: fx.Node, env: dict[fx.Node, Any]) -> bool:
+    """The node's literals are positions or numbers, which a shape does not check."""
+    if node.op not in ("call_function", "call_method"):
+        return False
+    if node.target in literals.ALWAYS:
+        return True
+    if node.target not in literals.ARITHMETIC:
+        return False
+    values = [env.get(arg) for arg in copy.args if isinstance(arg, fx.Node)]
+    return any(isinstance(v, Tensor) for v in values) and any(isinstance(v, (int, float)) for v in values)
 
 
 def _context(node: fx.Node) -> str:

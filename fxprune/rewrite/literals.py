@@ -5,6 +5,8 @@
    size; otherwise the predicted constant takes its place. -1 stays -1.
 3. Slices and constant indices are translated position by position: original position -> number of survivors before it.
 4. ``Site`` is all a patch may look at.
+5. A number that the program computes from shapes and uses in arithmetic with tensors is no size: it stays what it was in the original
+   (the scale of attention, the divisor of a mean).
 """
 
 from __future__ import annotations
@@ -52,7 +54,7 @@ def patch(site: Site) -> Call | None:
     node = site.node
     key = node.target if node.op == "call_function" else str(node.target)
     rule = METHODS.get(str(key)) if node.op == "call_method" else FUNCTIONS.get(key)
-    return rule(site) if rule is not None else None
+    return rule(site) if rule is not None else numbers(site)
 
 
 def sizes(symbols: Sequence[Any], values: Sequence[Any], predicted: Sequence[int]) -> tuple[Any, ...]:
@@ -155,8 +157,10 @@ def _convolution(site: Site) -> Call | None:
 
 def _pad(site: Site) -> Call | None:
     """Constant padding along a channel dimension: as many zeros as the channels they meet keep."""
-    pads = _argument(site.node.args, site.node.kwargs, 1, "pad")
-    new = pad_counts(site, site.original[0][0], list(pads))
+    symbols = _argument(site.node.args, site.node.kwargs, 1, "pad")
+    pads, now = _argument(*site.original, 1, "pad"), _argument(*site.slim, 1, "pad")
+    counts = pad_counts(site, site.original[0][0], list(pads))
+    new = [s if n == c else c for s, n, c in zip(symbols, now, counts, strict=True)]
     kwargs = {key: value for key, value in site.node.kwargs.items() if key != "pad"}
     return site.node.target, (site.node.args[0], tuple(new), *site.node.args[2:]), kwargs
 
@@ -295,6 +299,28 @@ def _index_select(site: Site) -> Call | None:
     return operator.getitem, (node.args[0], (*(slice(None),) * place, new)), {}
 
 
+def _attention(site: Site) -> Call | None:
+    """The scale that a default argument implies stays that of the original head dimension."""
+    node = site.node
+    width = _argument(*site.original, 0, "query").shape[-1]
+    if _argument(node.args, node.kwargs, 6, "scale") is not None or _argument(*site.slim, 0, "query").shape[-1] == width:
+        return None
+    return node.target, node.args[:6], {**node.kwargs, "scale": width**-0.5}
+
+
+def numbers(site: Site) -> Call | None:
+    """Clause 5: what a tensor is multiplied with stays the number it was."""
+    node = site.node
+    if (node.target if node.op == "call_function" else str(node.target)) not in ARITHMETIC:
+        return None
+    originals, slims = site.original[0], site.slim[0]
+    args = [
+        old if isinstance(arg, fx.Node) and isinstance(old, (int, float)) and old != now else arg
+        for arg, old, now in zip(node.args, originals, slims, strict=True)
+    ]
+    return None if args == list(node.args) else (node.target, tuple(args), dict(node.kwargs))
+
+
 def _roll(site: Site) -> Call | None:
     node, value = site.node, site.original[0][0]
     shifts, dims = (_argument(node.args, node.kwargs, i, n) for i, n in ((1, "shifts"), (2, "dims")))
@@ -334,9 +360,29 @@ FUNCTIONS: dict[Any, Callable[[Site], Call | None]] = {
     torch.select: _select,
     torch.index_select: _index_select,
     torch.roll: _roll,
+    F.scaled_dot_product_attention: _attention,
     operator.getitem: _item,
     operator.setitem: _item,
 }
+_NAMES = "add sub mul truediv floordiv mod pow iadd isub imul itruediv ifloordiv imod ipow"
+ARITHMETIC = frozenset(
+    {
+        *(getattr(operator, name) for name in _NAMES.split()),
+        *(getattr(torch, name) for name in "add sub mul div true_divide floor_divide pow remainder".split()),
+        *(name + end for name in "add sub mul div true_divide floor_divide pow".split() for end in ("", "_")),
+    }
+)
 ALWAYS = frozenset(
-    {operator.getitem, operator.setitem, torch.roll, F.pad, "roll", "narrow", torch.narrow, "select", torch.select}
+    {
+        operator.getitem,
+        operator.setitem,
+        F.scaled_dot_product_attention,
+        F.pad,
+        torch.roll,
+        torch.narrow,
+        torch.select,
+        "roll",
+        "narrow",
+        "select",
+    }
 )

@@ -91,7 +91,7 @@ def solve_ratio(graph: ChannelGraph, scored: Scored, ratio: float, floor: float 
             f"ratio {ratio:g} cannot be reached: floor={floor:g}"
             + (f", round_to={round_to}" if round_to > 1 else "")
             + f" and the balances of the network allow {counts[-1] / total:.3f} at most. Ask for less, or lower floor.",
-            expected=counts[-1] / total,
+            expected=float(counts[-1] / total),
             got=ratio,
         )
     removed[order.first(take)] = True

@@ -25,7 +25,9 @@ def test_every_torchvision_model_is_named_once() -> None:
 
 def test_every_timm_module_is_there() -> None:
     timm = pytest.importorskip("timm")
-    assert set(timm.list_modules()) == pytorch_image_models.sizes().keys(), "run `python -m benchmarks.coverage.pytorch_image_models`"
+    assert set(timm.list_modules()) == pytorch_image_models.sizes().keys(), (
+        "run `python -m benchmarks.coverage.pytorch_image_models`"
+    )
     assert len(set(pytorch_image_models.more()) - set(pytorch_image_models.smallest())) == pytorch_image_models.MORE
 
 

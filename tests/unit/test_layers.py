@@ -64,7 +64,9 @@ def test_rooms_beside_the_tower_import_little(path: str) -> None:
     assert rooms(path) <= allowed, f"{path} imports {sorted(rooms(path) - allowed)}"
 
 
-@pytest.mark.parametrize("path", [p for p in FILES if room(p) not in ("demo", "__init__", "report", "cli", "api", "io", "__main__")])
+@pytest.mark.parametrize(
+    "path", [p for p in FILES if room(p) not in ("demo", "__init__", "report", "cli", "api", "io", "__main__")]
+)
 def test_nothing_below_imports_the_entry_points(path: str) -> None:
     assert not rooms(path) & {"api", "report", "demo", "cli", "__init__"}
 
@@ -84,14 +86,17 @@ def test_the_domain_knows_no_torch() -> None:
     assert not any(name.partition(".")[0] == "torch" for name in names)
 
 
-
-
 def operators(path: str) -> set[str]:
     """``torch.ops`` and names of ATen operators in a file's code (texts for people left out)."""
     found = set()
     module = tree(path)
     for node in ast.walk(module):
-        if isinstance(node, ast.Attribute) and node.attr == "ops" and isinstance(node.value, ast.Name) and node.value.id == "torch":
+        if (
+            isinstance(node, ast.Attribute)
+            and node.attr == "ops"
+            and isinstance(node.value, ast.Name)
+            and node.value.id == "torch"
+        ):
             found.add("torch.ops")
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.startswith("aten::"):
             found.add(node.value)

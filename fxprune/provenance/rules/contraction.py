@@ -46,6 +46,8 @@ def contract(t: Tracker, a: Value, a_labels: str, b: Value, b_labels: str, out: 
                 partners = [o for o in others if {labels[d] for d in support(o)} & shared]
                 if not partners:
                     t.ledger.pin(ids, CONSTANT)
+                    if index == 1:
+                        t.ledger.reads(ids)
                     continue
                 if varied & batch:
                     _rigid(t, ids, labels, batch)
@@ -227,6 +229,7 @@ def _blocks(
             t.ledger.split(ids[:, 0].reshape(groups, per_in), rigid=True)
     if not channel and source is not None:
         t.ledger.pin(source, CONSTANT)
+        t.ledger.reads(source)
     if groups > 1 and target is not None:
         t.ledger.split(target.reshape(groups, per_out), rigid=True)
     return target

@@ -19,8 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fxprune.provenance.factor import Ids, align, along, compress, overlaps, reshape, support
+from fxprune.provenance.factor import Ids, align, along, compress, overlaps, reshape, segments, support
 from fxprune.provenance.tracker import Rule, Tracker
+
+TAKES_PARTS = frozenset(f"aten::{name}" for name in "slice select split split_with_sizes unbind narrow unsafe_split".split())
 
 
 def expanded(ids: Ids, shape: Sequence[int]) -> Tensor:
@@ -34,6 +36,8 @@ def generic(t: Tracker, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) 
     """Clause 1, for operators whose first argument is the only tensor; one or several results."""
     result = func(*args, **kwargs)
     value = t.value(args[0])
+    if func._schema.name not in TAKES_PARTS and any(len(support(ids)) > 1 for ids in value.factors):
+        t.ledger.interleave()
     many = isinstance(result, (list, tuple))
     outs: list[list[Ids]] = [[] for _ in (result if many else (result,))]
     for ids in value.factors:
@@ -58,7 +62,7 @@ def view(t: Tracker, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> 
     factors = []
     for ids in value.factors:
         moved = reshape(ids, value.shape, shape)
-        if len(support(moved)) > max(1, len(support(ids))) or (len(support(moved)) > 1 and _resplit(value.shape, shape)):
+        if _splits(ids, moved, value.shape, shape):
             t.ledger.split(moved)
         factors.append(moved)
     t.bind(result, _without_stray(t, factors))
@@ -78,8 +82,15 @@ def _without_stray(t: Tracker, factors: list[Ids]) -> list[Ids]:
     return kept
 
 
-def _resplit(old: tuple[int, ...], new: tuple[int, ...]) -> bool:
-    return [s for s in old if s != 1] != [s for s in new if s != 1]
+def _splits(ids: Ids, moved: Ids, old: tuple[int, ...], new: tuple[int, ...]) -> bool:
+    """True if some run of channels is laid out along several dimensions (clause 2)."""
+    if len(support(moved)) < 2 or 0 in old:
+        return False
+    return any(
+        sum(moved.shape[d] > 1 for d in outs) > 1 and sum(ids.shape[d] > 1 for d in ins) > 0
+        for ins, outs in segments(old, new)
+        if not (len(ins) == len(outs) == 1)
+    )
 
 
 def permute(t: Tracker, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -97,6 +108,10 @@ def permute(t: Tracker, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) 
         order[a], order[b] = b, a
     else:
         order = [d % rank for d in args[1]]
+    for ids in value.factors:
+        varied = [order.index(d) for d in support(ids)]
+        if varied != sorted(varied):
+            t.ledger.interleave()
     t.bind(result, [ids.transpose(order) for ids in value.factors])
     t.fold(func, args, kwargs, result)
     return result
@@ -200,10 +215,36 @@ def _padded(t: Tracker, ids: Ids, dim: int, before: int, after: int) -> Ids:
     return np.concatenate(runs, axis=dim)
 
 
+def glu(t: Tracker, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """A gated linear unit halves a dimension: position j of both halves is coupled."""
+    result = func(*args, **kwargs)
+    value = t.value(args[0])
+    dim = (args[1] if len(args) > 1 else kwargs.get("dim", -1)) % len(value.shape)
+    factors = []
+    for ids in value.factors:
+        if ids.shape[dim] > 1:
+            first, second = np.split(ids, 2, axis=dim)
+            t.couple(first, second)
+            factors.append(compress(first))
+        else:
+            factors.append(ids)
+    return t.bind(result, factors)
+
+
+def restride(t: Tracker, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """Clause 6, except where only the memory format changes (a shape that stays what it was)."""
+    if tuple(args[1]) == tuple(args[0].shape):
+        return args[0]
+    operands = list(t.value(args[0]).factors)
+    t.ledger.missing(func._schema.name, operands)
+    return func(*args, **kwargs)
+
+
 def shuffle(t: Tracker, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """Channel shuffle, pixel shuffle and unshuffle, whose inner reshape splits runs of channels."""
     value = t.value(args[0])
     name = func._schema.name
+    t.ledger.interleave()
     if name in ("aten::channel_shuffle", "aten::native_channel_shuffle"):
         groups, channels = args[1], value.shape[1]
         for ids in value.factors:
@@ -236,9 +277,11 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys("cat concat concatenate".split(), cat),
     "stack": stack,
     "constant_pad_nd": constant_pad,
+    "glu": glu,
+    "as_strided_": restride,
     **dict.fromkeys("channel_shuffle native_channel_shuffle pixel_shuffle pixel_unshuffle".split(), shuffle),
     **dict.fromkeys(
-        "flip roll repeat rot90 slice select narrow split split_with_sizes unbind chunk unfold diagonal movedim tile".split(),
+        "flip roll repeat rot90 slice select narrow split split_with_sizes unbind chunk unsafe_split unsafe_chunk unsafe_split_with_sizes unfold diagonal movedim tile".split(),
         generic,
     ),
 }

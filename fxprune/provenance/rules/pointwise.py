@@ -85,7 +85,7 @@ def with_mask(t: Tracker, func: Any, args: Sequence[Any], kwargs: dict[str, Any]
 RULES: dict[str, Rule] = {
     **dict.fromkeys(
         "hardswish hardswish_ _prelu_kernel zeros_like ones_like full_like empty_like rand_like randn_like randint_like masked_fill "
-        "masked_fill_ copy_ where lerp addcmul addcdiv clamp bernoulli rrelu dropout hardtanh hardtanh_ elu glu_pointwise "
+        "masked_fill_ copy_ where lerp addcmul addcdiv clamp bernoulli rrelu dropout hardtanh hardtanh_ elu "
         "logical_not fmod remainder".split(),
         apply,
     ),

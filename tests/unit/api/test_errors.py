@@ -221,13 +221,13 @@ REFUSALS = [
     Refusal("unknown score", slim(score="gama"), BudgetError, ("'gama'", "gamma"), {"got": "gama"}),
     Refusal("gamma without norms", slim(score="gamma", example_inputs=image(2, 3)), BudgetError, ("'gamma'", "batch norm", "magnitude"),
             {"node": "0.weight"}, lambda: nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))),
-    Refusal("score of wrong shape", slim(score=lambda group: torch.ones(3)), BudgetError, ("8 values", "(3,)", "conv1.weight"),
+    Refusal("score of wrong shape", slim(score=lambda _: torch.ones(3)), BudgetError, ("8 values", "(3,)", "conv1.weight"),
             {"node": "conv1.weight", "expected": (8,), "got": (3,)}),
-    Refusal("score that is one number", slim(score=lambda group: 3.0), BudgetError, ("8 values", "()"), {"got": ()}),
+    Refusal("score that is one number", slim(score=lambda _: 3.0), BudgetError, ("8 values", "()"), {"got": ()}),
     Refusal("score that is NaN", slim(score=lambda group: torch.full((len(group),), NAN)), WeightError, ("8 of the 8", "NaN"),
             {"node": "conv1.weight"}),
-    Refusal("score that returns nothing", slim(score=lambda group: None), BudgetError, ("score",), {}, open=WRONG_SCORE),
-    Refusal("score that returns a text", slim(score=lambda group: "high"), BudgetError, ("score",), {}, open=WRONG_SCORE),
+    Refusal("score that returns nothing", slim(score=lambda _: None), BudgetError, ("score",), {}, open=WRONG_SCORE),
+    Refusal("score that returns a text", slim(score=lambda _: "high"), BudgetError, ("score",), {}, open=WRONG_SCORE),
     Refusal("score that is no callable", slim(score=3), BudgetError, ("score", "3"), {}, open="a score is called unchecked"),
     # plans
     Refusal("plan of another model", foreign_plan, PlanMismatchError, ("does not belong", "stem.weight"), {"node": "stem.weight"}),
@@ -245,9 +245,7 @@ REFUSALS = [
 
 
 def _rows() -> list[Any]:
-    return [
-        pytest.param(r, id=r.name, marks=pytest.mark.xfail(strict=True, reason=r.open) if r.open else ()) for r in REFUSALS
-    ]
+    return [pytest.param(r, id=r.name, marks=pytest.mark.xfail(strict=True, reason=r.open) if r.open else ()) for r in REFUSALS]
 
 
 def _prepared(refusal: Refusal) -> nn.Module:
@@ -291,7 +289,9 @@ NO_VALUE = {
 @pytest.mark.parametrize(
     "refusal",
     [
-        pytest.param(r, id=r.name, marks=pytest.mark.xfail(strict=True, reason="got= is not filled") if r.name in NO_VALUE else ())
+        pytest.param(
+            r, id=r.name, marks=pytest.mark.xfail(strict=True, reason="got= is not filled") if r.name in NO_VALUE else ()
+        )
         for r in REFUSALS
         if not r.open
     ],
@@ -325,7 +325,9 @@ def test_what_is_no_module_is_refused(given: Any) -> None:
         fxprune.slim(given, 0.4, image())
 
 
-@pytest.mark.xfail(strict=True, reason="only scores are checked for NaN; NaN weights and statistics are copied into the slim model")
+@pytest.mark.xfail(
+    strict=True, reason="only scores are checked for NaN; NaN weights and statistics are copied into the slim model"
+)
 def test_a_nan_filter_under_the_gamma_score_is_refused() -> None:
     model = broken("conv2.weight", NAN)()
     with pytest.raises(WeightError, match=r"conv2\.weight"):
@@ -334,7 +336,7 @@ def test_a_nan_filter_under_the_gamma_score_is_refused() -> None:
 
 def test_an_error_inside_a_users_score_is_the_users() -> None:
     with pytest.raises(ZeroDivisionError):
-        fxprune.slim(seeded(Chain()), 0.4, image(), score=lambda group: 1 / 0)
+        fxprune.slim(seeded(Chain()), 0.4, image(), score=lambda _: 1 / 0)
 
 
 def test_a_graph_module_is_a_model_like_any_other() -> None:

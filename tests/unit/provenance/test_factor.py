@@ -9,7 +9,19 @@ import numpy as np
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from fxprune.provenance.factor import ALIVE, Ids, align, along, compress, live_sizes, move_to, overlaps, reshape, segments, support
+from fxprune.provenance.factor import (
+    ALIVE,
+    Ids,
+    align,
+    along,
+    compress,
+    live_sizes,
+    move_to,
+    overlaps,
+    reshape,
+    segments,
+    support,
+)
 
 SHAPES = st.lists(st.integers(1, 4), min_size=1, max_size=4).map(tuple)
 
@@ -187,10 +199,14 @@ def test_live_sizes_are_those_of_the_elements_that_exist(case: tuple[tuple[int, 
     if sizes is not None:
         assert prod(sizes) == there.sum()
         if all(len(support(ids)) <= 1 for ids in own):
-            assert sizes == tuple(
-                there.any(axis=tuple(e for e in range(len(shape)) if e != d)).sum() if there.any() or len(shape) > 1 else 0
-                for d in range(len(shape))
-            ) or not there.any()
+            assert (
+                sizes
+                == tuple(
+                    there.any(axis=tuple(e for e in range(len(shape)) if e != d)).sum() if there.any() or len(shape) > 1 else 0
+                    for d in range(len(shape))
+                )
+                or not there.any()
+            )
         return
     # None is said only where what is left is no box along any one dimension
     lone = [ids for ids in own if len(support(ids)) > 1]

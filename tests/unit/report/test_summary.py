@@ -39,7 +39,7 @@ def test_a_plain_model() -> None:
     assert layer(found, "fc") == LayerRow("fc", "Linear", 4, 4, 44, 2 * 40)
     assert found.parameters == found.original_parameters == parameters(model)
     assert found.macs == macs(model, image())
-    assert (found.prunable, found.channels) == (18, 25)
+    assert (found.prunable, found.channels) == (18, 22)
     assert [(row.name, row.channels, row.prunable) for row in found.groups] == [("conv1.weight", 8, 8), ("conv2.weight", 10, 10)]
     assert found.groups[0].layers == ("conv1", "bn1", "conv2")
     assert not found.slim

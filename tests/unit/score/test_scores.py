@@ -175,6 +175,6 @@ def test_refusals_of_scores() -> None:
     with pytest.raises(BudgetError, match="'gama'"):
         score(found, "gama")
     with pytest.raises(BudgetError, match="must return 8 values"):
-        score(found, lambda group: torch.zeros(3))
+        score(found, lambda _: torch.zeros(3))
     with pytest.raises(WeightError, match="10 of the 10"):
         score(found, lambda group: torch.full((len(group),), float("inf" if len(group) == 10 else "0")))

@@ -1,0 +1,351 @@
+"""The stages composed, with their retries: what ``api.py`` offers, without arguments for people.
+
+1. Capture is tried in a fixed order: symbolic tracing, then proxies with concrete shapes. The plan's notes say which was used.
+2. ``settle`` probes networks with balances whose order is shuffled; what arrives in an order that no weights can mend is made uniform.
+3. ``emit_settled`` emits a plan. A node that hides its literals in a function that tracing does not enter is entered and captured again; a
+   node that cannot be made smaller at all has its channels pinned, with a note, and the plan is made anew.
+4. ``verified`` proves the captured program equal to the eager model, and the slim one equal to the masked original.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from fxprune.capture.clone import same
+from fxprune.capture.concrete import ConcreteTracer
+from fxprune.capture.inputs import Inputs, given, infer
+from fxprune.capture.tracer import Captured, trace
+from fxprune.errors import CaptureError, InputError, KeepError, RewriteError, VerificationError, WeightError
+from fxprune.graph.channels import ChannelGraph, build
+from fxprune.plan import Plan
+from fxprune.provenance.factor import Ids, Mask, Value
+from fxprune.provenance.interpret import Interpreted, evaluation_clone, interpret
+from fxprune.rewrite.arrival import OrderConflictError
+from fxprune.rewrite.emit import Emitted, emit
+from fxprune.solve.plans import removed_channels
+from fxprune.verify import Evidence, verify_slim
+
+RECORD = "fxprune"
+ROUNDS = 64
+SAME_PROGRAM = 1e-4
+
+Function = Callable[..., Any]
+Decide = Callable[[ChannelGraph], Plan]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model under analysis: what was captured how, its graph and the inputs that were used."""
+
+    model: nn.Module
+    graph: ChannelGraph
+    inputs: Inputs
+    keep: tuple[str, ...] = ()
+    entered: frozenset[Function] = field(default_factory=frozenset)
+
+
+def study(model: nn.Module, example_inputs: Any, keep: Sequence[str] = (), entered: frozenset[Function] = frozenset()) -> Subject:
+    """Clauses 1 and 2."""
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model must be a torch.nn.Module, got {type(model).__name__}.", got=type(model).__name__)
+    patterns = (keep,) if isinstance(keep, str) else tuple(keep)
+    program, inputs = _program(model, example_inputs, entered)
+    captured = program.captured
+    graph = build(program, captured.tensors, _gammas(captured))
+    return Subject(model, settle(_keep(graph, patterns), inputs), inputs, patterns, entered)
+
+
+def _program(model: nn.Module, example_inputs: Any, entered: frozenset[Function]) -> tuple[Interpreted, Inputs]:
+    if example_inputs is not None:
+        inputs = given(example_inputs)
+        return _captured(model, inputs, entered), inputs
+    found: list[Interpreted] = []
+    symbolic: list[Captured | CaptureError] = []
+
+    def works(candidate: Inputs) -> Exception | None:
+        try:
+            found.append(_captured(model, candidate, entered, symbolic))
+        except InputError as error:
+            return error
+        return None
+
+    inputs = infer(model, works)
+    return found[-1], inputs
+
+
+def _captured(
+    model: nn.Module, inputs: Inputs, entered: frozenset[Function], symbolic: list[Captured | CaptureError] | None = None
+) -> Interpreted:
+    """Clause 1. ``symbolic`` remembers the outcome of symbolic tracing, which does not depend on the inputs."""
+    memory = [] if symbolic is None else symbolic
+    if not memory and not entered:
+        try:
+            captured = trace(model)
+            check_weights(captured)
+            memory.append(captured)
+        except CaptureError as error:
+            memory.append(error)
+    first = memory[0] if memory else None
+    if isinstance(first, Captured):
+        try:
+            return interpret(first, inputs)
+        except InputError:
+            raise
+        except CaptureError as error:
+            first = error
+    if isinstance(model, (torch.jit.ScriptModule, fx.GraphModule)) and isinstance(first, CaptureError):
+        raise first
+    try:
+        captured = trace(model, lambda root: ConcreteTracer(root, inputs, entered))
+    except CaptureError as error:
+        if not isinstance(first, CaptureError):
+            raise
+        raise CaptureError(f"{first} Tracing with concrete shapes failed too: {error}", node=first.node, got=first.got) from error
+    check_weights(captured)
+    return interpret(captured, inputs)
+
+
+def check_weights(captured: Captured) -> None:
+    for name, tensor in captured.tensors.items():
+        if not isinstance(tensor, nn.Parameter):
+            continue
+        if tensor.device.type == "meta":
+            raise WeightError(
+                f"parameter {name!r} is on the meta device: it has no numbers to rank or copy. Load the weights first.", node=name
+            )
+        if tensor.is_quantized or not (tensor.is_floating_point() or tensor.is_complex()):
+            raise WeightError(
+                f"parameter {name!r} has dtype {tensor.dtype}; only floating-point weights can be pruned. Prune before quantising.",
+                node=name,
+                got=tensor.dtype,
+            )
+    for name, module in captured.modules:
+        if type(module).__module__.startswith(("torch.ao.nn.quantized", "torch.nn.quantized")):
+            raise WeightError(
+                f"module {name!r} is quantised ({type(module).__name__}). Prune the float model, then quantise.", node=name
+            )
+
+
+def _gammas(captured: Captured) -> frozenset[str]:
+    """Names of the weights of batch norms (subclasses and frozen ones included)."""
+    names = set()
+    for name, module in captured.modules:
+        kind = isinstance(module, nn.modules.batchnorm._NormBase) or type(module).__name__ == "FrozenBatchNorm2d"
+        if kind and isinstance(getattr(module, "weight", None), Tensor):
+            names.add(f"{name}.weight" if name else "weight")
+    return frozenset(names)
+
+
+def _keep(graph: ChannelGraph, patterns: Sequence[str]) -> ChannelGraph:
+    modules = [name for name, _ in graph.program.captured.modules]
+    for pattern in patterns:
+        hit = False
+        for axis in graph.axes:
+            owner, _, leaf = axis.name.rpartition(".")
+            matched = fnmatch.fnmatchcase(axis.name, pattern)
+            parents = [owner[: i if i >= 0 else None] for i in _prefixes(owner)]
+            # A module's own channels are its output side; what it reads belongs to others.
+            inner = any(fnmatch.fnmatchcase(parent, pattern) for parent in parents)
+            if matched or inner:
+                hit = True
+                if matched or axis.dim == 0 or leaf in ("bias", "running_mean", "running_var"):
+                    own = graph.closed.component[axis.start : axis.start + axis.size]
+                    graph = graph.bar(np.unique(own), axis.name, f"kept by the user ({pattern!r})")
+        if not hit and not any(fnmatch.fnmatchcase(name, pattern) for name in modules if name):
+            close = [name for name in modules if pattern.strip("*.").split(".")[-1] in name][:3]
+            hint = f" Did you mean {', '.join(map(repr, close))}?" if close and pattern.strip("*.") else ""
+            raise KeepError(f"keep={pattern!r} matches no module or parameter of the model.{hint}", got=pattern)
+    return graph
+
+
+def _prefixes(owner: str) -> list[int]:
+    return [i for i, c in enumerate(owner) if c == "."] + [-1]
+
+
+def settle(graph: ChannelGraph, inputs: Inputs) -> ChannelGraph:
+    """Probe networks with balances: what arrives in an order that no weights can mend is made uniform, or pinned."""
+    for _ in range(ROUNDS):
+        if not graph.closed.cells or not graph.program.recorder.interleaved:
+            return graph
+        try:
+            emit(graph, _probe(graph), inputs, weights=False)
+        except OrderConflictError as conflict:
+            graph = _yield_to(graph, conflict.components, conflict.node)
+        except RewriteError:
+            return graph  # a node that cannot be patched is dealt with when a plan is emitted (clause 3)
+        else:
+            return graph
+    return graph
+
+
+def _yield_to(graph: ChannelGraph, components: Ids, node: str) -> ChannelGraph:
+    settled = graph.uniform(components)
+    if settled.closed.uniform != graph.closed.uniform:
+        return settled
+    return graph.bar(components, node, "its channels arrive in an order that no choice of weights can mend")
+
+
+def _probe(graph: ChannelGraph) -> Mask:
+    """A plan that thins every set of cells by different channels in every cell."""
+    removed = np.zeros(graph.closed.count, np.bool_)
+    random = np.random.default_rng(0)
+    for cells in graph.closed.cells:
+        free = min(int((~graph.pinned[cell]).sum()) * cells.steps // len(cell) for cell in cells.cells)
+        steps = min(max(1, cells.steps // 2), cells.steps - 1, free)
+        for cell in cells.cells:
+            candidates = random.permutation(cell[~graph.pinned[cell]])
+            removed[candidates[: steps * (len(cell) // cells.steps)]] = True
+    return removed
+
+
+def emit_settled(subject: Subject, decide: Decide, *, pin: bool) -> tuple[Subject, Plan, fx.GraphModule]:
+    """Clause 3: the slim module of the plan that ``decide`` makes for a graph. ``pin=False``: the plan is given, so nothing may be pinned.
+
+    Raises:
+        RewriteError: what cannot be emitted, where pinning is not allowed or does not help.
+    """
+    for _ in range(ROUNDS):
+        graph = subject.graph
+        decided = decide(graph)
+        removed = removed_channels(graph, decided)
+        try:
+            emitted = emit(graph, removed, subject.inputs, decided.silent)
+        except OrderConflictError as conflict:
+            if not pin:
+                raise
+            subject = replace(subject, graph=_yield_to(graph, conflict.components, conflict.node))
+        except RewriteError as error:
+            subject = _repaired(subject, error, pin=pin)
+        else:
+            return subject, _final(graph, removed, decided, emitted), emitted.module
+    raise RewriteError("the network did not settle; please report this model.")
+
+
+def _repaired(subject: Subject, error: RewriteError, *, pin: bool) -> Subject:
+    graph = subject.graph
+    node = next((n for n in graph.program.captured.graph.nodes if n.name == error.node), None)
+    if node is None:
+        raise error
+    if node.op == "call_function" and _hidden(node.target) and node.target not in subject.entered:
+        return study(subject.model, subject.inputs, subject.keep, subject.entered | {node.target})
+    values = [graph.nodes[n.name] for n in (node, *node.all_input_nodes)]
+    ids = [f.ravel() for v in torch.utils._pytree.tree_leaves(values) if isinstance(v, Value) for f in v.factors]
+    touched = np.unique(graph.closed.component[np.concatenate([np.zeros(0, np.int64), *ids])])
+    touched = touched[~graph.pinned[touched]]
+    if not pin or not len(touched):
+        raise error
+    reason = f"node {node.name!r} cannot be made smaller"
+    barred = graph.bar(touched, node.name, reason)
+    note = f"{len(touched)} channels stay because {reason} ({str(error).splitlines()[0]})"
+    return replace(subject, graph=replace(barred, notes=(*graph.notes, note)))
+
+
+def _hidden(target: Any) -> bool:
+    """A Python function of somebody's library that tracing recorded as one call."""
+    module = getattr(target, "__module__", None) or ""
+    return (
+        callable(target)
+        and hasattr(target, "__code__")
+        and not module.startswith(("torch.", "_operator", "math"))
+        and module != "torch"
+    )
+
+
+def _final(graph: ChannelGraph, removed: Mask, decided: Plan, emitted: Emitted) -> Plan:
+    known = {axis.name for axis in graph.axes} == set(decided.kept)
+    if known and not emitted.reordered:
+        return decided
+    return replace(decided, kept=_ordered(graph, removed, emitted), sizes=_sizes(graph))
+
+
+def verified(subject: Subject, slim: fx.GraphModule, decided: Plan) -> Evidence:
+    """Clause 4.
+
+    Raises:
+        VerificationError: at the first node that differs.
+    """
+    captured, inputs = subject.graph.program.captured, subject.inputs
+    program = captured.module()
+    if not isinstance(subject.model, fx.GraphModule):
+        _same_program(subject.model, program, inputs)
+    return verify_slim(program, slim, decided, inputs.args, dict(inputs.kwargs))
+
+
+def _same_program(model: nn.Module, program: fx.GraphModule, inputs: Inputs) -> None:
+    results = []
+    for module in (model, program):
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            call = inputs.map(torch.clone)
+            results.append(evaluation_clone(module, same)(*call.args, **call.kwargs))
+    eager, traced = (torch.utils._pytree.tree_leaves(r) for r in results)
+    pairs = [(a, b) for a, b in zip(eager, traced, strict=False) if isinstance(a, Tensor) and isinstance(b, Tensor)]
+    for a, b in pairs:
+        apart = float("inf") if a.shape != b.shape else float((a - b).abs().max()) if a.is_floating_point() and a.numel() else 0.0
+        scale = float(a.abs().max()) if a.is_floating_point() and a.numel() else 1.0
+        if apart > SAME_PROGRAM * max(scale, 1e-12):
+            raise VerificationError(
+                f"the captured program does not compute what the model computes (they differ by {apart:.3g}): the model does something that "
+                "tracing cannot see. Nothing was pruned.",
+                node="output",
+                expected=0.0,
+                got=apart,
+            )
+
+
+def _ordered(graph: ChannelGraph, removed: Mask, emitted: Emitted) -> dict[str, dict[int, tuple[int, ...]]]:
+    kept: dict[str, dict[int, tuple[int, ...]]] = {}
+    for axis, order in emitted.order.items():
+        alive = ~removed[graph.closed.component[axis.start + order]]
+        kept.setdefault(axis.name, {})[axis.dim] = tuple(order[alive].tolist())
+    return kept
+
+
+def _sizes(graph: ChannelGraph) -> dict[str, dict[int, int]]:
+    sizes: dict[str, dict[int, int]] = {}
+    for axis in graph.axes:
+        sizes.setdefault(axis.name, {})[axis.dim] = axis.size
+    return sizes
+
+
+def attach(slim: fx.GraphModule, record: Plan, subject: Subject) -> None:
+    """Keep the plan, and how the original was captured, on the slim module (both survive copies and pickles)."""
+    slim.meta[RECORD] = record
+    slim._fxprune_plan = record  # type: ignore[assignment]
+    slim._fxprune_entered = subject.entered  # type: ignore[assignment]
+    slim.meta["fxprune_entered"] = subject.entered
+
+
+def entered_by(slim: nn.Module) -> frozenset[Function]:
+    """The functions that were entered when the original of a slim module was captured."""
+    found = getattr(slim, "meta", {}).get("fxprune_entered") or slim.__dict__.get("_fxprune_entered")
+    return found if isinstance(found, frozenset) else frozenset()
+
+
+def record_of(model: nn.Module) -> Plan | None:
+    if not isinstance(model, fx.GraphModule):
+        return None
+    found = model.meta.get(RECORD) or model.__dict__.get("_fxprune_plan")
+    return found if isinstance(found, Plan) else None
+
+
+def compose(first: Plan, second: Plan) -> Plan:
+    """The plan in the first one's coordinates that does what both do, one after the other."""
+    kept: dict[str, dict[int, tuple[int, ...]]] = {}
+    for name, dims in first.kept.items():
+        for dim, rows in dims.items():
+            later = second.kept.get(name, {}).get(dim)
+            kept.setdefault(name, {})[dim] = rows if later is None else tuple(rows[i] for i in later)
+    silent: dict[str, dict[int, tuple[int, ...]]] = {name: dict(dims) for name, dims in first.silent.items()}
+    for name, dims in second.silent.items():
+        for dim, atoms in dims.items():
+            earlier = silent.setdefault(name, {}).get(dim, ())
+            silent[name][dim] = (*earlier, *(first.kept[name][dim][i] for i in atoms))
+    return replace(second, kept=kept, sizes=first.sizes, silent=silent, notes=(*first.notes, *second.notes))

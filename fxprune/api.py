@@ -13,8 +13,9 @@ from torch import fx, nn
 
 from fxprune.errors import BudgetError, PlanMismatchError
 from fxprune.graph.channels import ChannelGraph
-from fxprune.pipeline import attach, compose, emit_settled, entered_by, record_of, study, verified
+from fxprune.pipeline import emit_settled, study, verified
 from fxprune.plan import Plan
+from fxprune.record import attach, compose, entered_by, record_of
 from fxprune.score.scores import Score
 from fxprune.score.scores import score as score_groups
 from fxprune.solve.plans import to_plan
@@ -90,7 +91,7 @@ def apply(
     subject = study(model, example_inputs)
     before = record_of(model)
     subject, final, module = emit_settled(subject, lambda _: plan, pin=False)
-    attach(module, final if before is None else compose(before, final), subject)
+    attach(module, final if before is None else compose(before, final), subject.entered)
     if verify:
         verified(subject, module, final)
     return module
@@ -142,7 +143,7 @@ def slim(
         return plan(graph, ratio, budget=budget, score=score, layout=layout, floor=floor, round_to=round_to)
 
     subject, final, module = emit_settled(subject, decide, pin=True)
-    attach(module, final if before is None else compose(before, final), subject)
+    attach(module, final if before is None else compose(before, final), subject.entered)
     if verify:
         verified(subject, module, final)
     return module

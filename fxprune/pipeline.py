@@ -12,6 +12,8 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -21,18 +23,18 @@ from torch import Tensor, fx, nn
 from fxprune.capture.clone import same
 from fxprune.capture.concrete import ConcreteTracer
 from fxprune.capture.inputs import Inputs, given, infer
-from fxprune.capture.tracer import Captured, trace
+from fxprune.capture.tracer import Captured, ChannelTracer, trace
 from fxprune.errors import CaptureError, InputError, KeepError, RewriteError, VerificationError, WeightError
 from fxprune.graph.channels import ChannelGraph, build
 from fxprune.plan import Plan
 from fxprune.provenance.factor import Ids, Mask, Value
 from fxprune.provenance.interpret import Interpreted, evaluation_clone, interpret
+from fxprune.record import ordered, sizes
 from fxprune.rewrite.arrival import OrderConflictError
 from fxprune.rewrite.emit import Emitted, emit
 from fxprune.solve.plans import removed_channels
 from fxprune.verify import Evidence, verify_slim
 
-RECORD = "fxprune"
 ROUNDS = 64
 SAME_PROGRAM = 1e-4
 
@@ -55,6 +57,9 @@ def study(model: nn.Module, example_inputs: Any, keep: Sequence[str] = (), enter
     """Clauses 1 and 2."""
     if not isinstance(model, nn.Module):
         raise InputError(f"model must be a torch.nn.Module, got {type(model).__name__}.", got=type(model).__name__)
+    names: Any = keep
+    if not isinstance(keep, str) and not (isinstance(names, Sequence) and all(isinstance(k, str) for k in keep)):
+        raise KeepError(f"keep must be names (globs) of modules or parameters, got {keep!r}.", got=keep)
     patterns = (keep,) if isinstance(keep, str) else tuple(keep)
     program, inputs = _program(model, example_inputs, entered)
     captured = program.captured
@@ -99,7 +104,7 @@ def _captured(
         except InputError:
             raise
         except CaptureError as error:
-            first = error
+            first = _located(error, model)
     if isinstance(model, (torch.jit.ScriptModule, fx.GraphModule)) and isinstance(first, CaptureError):
         raise first
     try:
@@ -113,24 +118,47 @@ def _captured(
 
 
 def check_weights(captured: Captured) -> None:
+    """Weights that can be ranked and copied.
+
+    Raises:
+        WeightError: tensors on the meta device, integer or quantised weights, per-channel values that are NaN or infinite.
+    """
     for name, tensor in captured.tensors.items():
-        if not isinstance(tensor, nn.Parameter):
-            continue
         if tensor.device.type == "meta":
             raise WeightError(
-                f"parameter {name!r} is on the meta device: it has no numbers to rank or copy. Load the weights first.", node=name
+                f"{name!r} is on the meta device: it has no numbers to rank or copy. Load the weights first.",
+                node=name,
+                got="meta",
             )
+        if not isinstance(tensor, nn.Parameter):
+            continue
         if tensor.is_quantized or not (tensor.is_floating_point() or tensor.is_complex()):
             raise WeightError(
                 f"parameter {name!r} has dtype {tensor.dtype}; only floating-point weights can be pruned. Prune before quantising.",
                 node=name,
                 got=tensor.dtype,
             )
+        if tensor.dim() == 1:
+            _check_finite(name, tensor)
     for name, module in captured.modules:
         if type(module).__module__.startswith(("torch.ao.nn.quantized", "torch.nn.quantized")):
+            kind = type(module).__name__
             raise WeightError(
-                f"module {name!r} is quantised ({type(module).__name__}). Prune the float model, then quantise.", node=name
+                f"module {name!r} is quantised ({kind}). Prune the float model, then quantise.", node=name, got=kind
             )
+
+
+def _check_finite(name: str, tensor: Tensor) -> None:
+    finite = torch.isfinite(tensor.detach())
+    if not bool(finite.all()):
+        bad = int((~finite).sum())
+        raise WeightError(
+            f"{bad} of the {tensor.numel()} numbers of {name!r} are NaN or infinite. The model's weights are damaged (did training diverge?); "
+            "nothing was pruned.",
+            node=name,
+            expected="finite numbers",
+            got=float(tensor.detach()[~finite][0]),
+        )
 
 
 def _gammas(captured: Captured) -> frozenset[str]:
@@ -159,14 +187,33 @@ def _keep(graph: ChannelGraph, patterns: Sequence[str]) -> ChannelGraph:
                     own = graph.closed.component[axis.start : axis.start + axis.size]
                     graph = graph.bar(np.unique(own), axis.name, f"kept by the user ({pattern!r})")
         if not hit and not any(fnmatch.fnmatchcase(name, pattern) for name in modules if name):
-            close = [name for name in modules if pattern.strip("*.").split(".")[-1] in name][:3]
-            hint = f" Did you mean {', '.join(map(repr, close))}?" if close and pattern.strip("*.") else ""
+            known = [name for name in modules if name] + [axis.name for axis in graph.axes]
+            tail = pattern.strip("*.").split(".")[-1]
+            near = [name for name in modules if tail and tail in name][:3] or get_close_matches(pattern, known, 3)
+            hint = f" Did you mean {', '.join(map(repr, near))}?" if near else ""
             raise KeepError(f"keep={pattern!r} matches no module or parameter of the model.{hint}", got=pattern)
     return graph
 
 
 def _prefixes(owner: str) -> list[int]:
     return [i for i, c in enumerate(owner) if c == "."] + [-1]
+
+
+def _located(error: CaptureError, model: nn.Module) -> CaptureError:
+    """The same error with the line of the model's source that made the node."""
+
+    def recording(_root: nn.Module) -> ChannelTracer:
+        tracer = ChannelTracer()
+        tracer.record_stack_traces = True
+        return tracer
+
+    node = next((n for n in trace(model, recording).graph.nodes if n.name == error.node), None)
+    lines = [line.strip() for line in (node.stack_trace or "").strip().splitlines()] if node is not None else []
+    places = [(a, b) for a, b in pairwise(lines) if a.startswith("File") and "/fxprune/" not in a]
+    if not places:
+        return error
+    place, text = places[-1]
+    return CaptureError(f"{place}, {text!r}: {error}", node=error.node, target=error.target, got=error.got or text)
 
 
 def settle(graph: ChannelGraph, inputs: Inputs) -> ChannelGraph:
@@ -262,7 +309,7 @@ def _final(graph: ChannelGraph, removed: Mask, decided: Plan, emitted: Emitted) 
     known = {axis.name for axis in graph.axes} == set(decided.kept)
     if known and not emitted.reordered:
         return decided
-    return replace(decided, kept=_ordered(graph, removed, emitted), sizes=_sizes(graph))
+    return replace(decided, kept=ordered(graph, removed, emitted), sizes=sizes(graph))
 
 
 def verified(subject: Subject, slim: fx.GraphModule, decided: Plan) -> Evidence:
@@ -272,6 +319,9 @@ def verified(subject: Subject, slim: fx.GraphModule, decided: Plan) -> Evidence:
         VerificationError: at the first node that differs.
     """
     captured, inputs = subject.graph.program.captured, subject.inputs
+    for name, tensor in captured.tensors.items():
+        if name in subject.graph.program.roots and tensor.is_floating_point():
+            _check_finite(name, tensor)
     program = captured.module()
     if not isinstance(subject.model, fx.GraphModule):
         _same_program(subject.model, program, inputs)
@@ -284,7 +334,11 @@ def _same_program(model: nn.Module, program: fx.GraphModule, inputs: Inputs) -> 
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             call = inputs.map(torch.clone)
-            results.append(evaluation_clone(module, same)(*call.args, **call.kwargs))
+            try:
+                results.append(evaluation_clone(module, same)(*call.args, **call.kwargs))
+            except Exception as error:
+                line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+                raise InputError(f"the model itself fails on these example inputs: {line}", node="output", got=line) from error
     eager, traced = (torch.utils._pytree.tree_leaves(r) for r in results)
     pairs = [(a, b) for a, b in zip(eager, traced, strict=False) if isinstance(a, Tensor) and isinstance(b, Tensor)]
     for a, b in pairs:
@@ -298,54 +352,3 @@ def _same_program(model: nn.Module, program: fx.GraphModule, inputs: Inputs) -> 
                 expected=0.0,
                 got=apart,
             )
-
-
-def _ordered(graph: ChannelGraph, removed: Mask, emitted: Emitted) -> dict[str, dict[int, tuple[int, ...]]]:
-    kept: dict[str, dict[int, tuple[int, ...]]] = {}
-    for axis, order in emitted.order.items():
-        alive = ~removed[graph.closed.component[axis.start + order]]
-        kept.setdefault(axis.name, {})[axis.dim] = tuple(order[alive].tolist())
-    return kept
-
-
-def _sizes(graph: ChannelGraph) -> dict[str, dict[int, int]]:
-    sizes: dict[str, dict[int, int]] = {}
-    for axis in graph.axes:
-        sizes.setdefault(axis.name, {})[axis.dim] = axis.size
-    return sizes
-
-
-def attach(slim: fx.GraphModule, record: Plan, subject: Subject) -> None:
-    """Keep the plan, and how the original was captured, on the slim module (both survive copies and pickles)."""
-    slim.meta[RECORD] = record
-    slim._fxprune_plan = record  # type: ignore[assignment]
-    slim._fxprune_entered = subject.entered  # type: ignore[assignment]
-    slim.meta["fxprune_entered"] = subject.entered
-
-
-def entered_by(slim: nn.Module) -> frozenset[Function]:
-    """The functions that were entered when the original of a slim module was captured."""
-    found = getattr(slim, "meta", {}).get("fxprune_entered") or slim.__dict__.get("_fxprune_entered")
-    return found if isinstance(found, frozenset) else frozenset()
-
-
-def record_of(model: nn.Module) -> Plan | None:
-    if not isinstance(model, fx.GraphModule):
-        return None
-    found = model.meta.get(RECORD) or model.__dict__.get("_fxprune_plan")
-    return found if isinstance(found, Plan) else None
-
-
-def compose(first: Plan, second: Plan) -> Plan:
-    """The plan in the first one's coordinates that does what both do, one after the other."""
-    kept: dict[str, dict[int, tuple[int, ...]]] = {}
-    for name, dims in first.kept.items():
-        for dim, rows in dims.items():
-            later = second.kept.get(name, {}).get(dim)
-            kept.setdefault(name, {})[dim] = rows if later is None else tuple(rows[i] for i in later)
-    silent: dict[str, dict[int, tuple[int, ...]]] = {name: dict(dims) for name, dims in first.silent.items()}
-    for name, dims in second.silent.items():
-        for dim, atoms in dims.items():
-            earlier = silent.setdefault(name, {}).get(dim, ())
-            silent[name][dim] = (*earlier, *(first.kept[name][dim][i] for i in atoms))
-    return replace(second, kept=kept, sizes=first.sizes, silent=silent, notes=(*first.notes, *second.notes))

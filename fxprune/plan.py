@@ -20,6 +20,7 @@ from typing import Any
 from fxprune.errors import PlanMismatchError
 
 FORMAT = 1
+LAYOUTS = ("coupled", "selection")
 
 Kept = Mapping[str, Mapping[int, tuple[int, ...]]]
 
@@ -92,8 +93,10 @@ class Plan:
         """
         try:
             data: Any = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise PlanMismatchError(f"this is not a plan: the JSON text cannot be read ({error}).") from error
+        except (ValueError, TypeError, RecursionError) as error:
+            raise PlanMismatchError(
+                f"this is not a plan: the JSON text cannot be read ({error}).", got=type(text).__name__
+            ) from error
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             found = data.get("format") if isinstance(data, dict) else type(data).__name__
             raise PlanMismatchError(
@@ -113,25 +116,46 @@ class Plan:
         kept: dict[str, dict[int, tuple[int, ...]]] = {}
         sizes: dict[str, dict[int, int]] = {}
         for axis in data["axes"]:
-            name, dim, size = str(axis["name"]), int(axis["dim"]), int(axis["size"])
-            rows = tuple(int(i) for i in axis["kept"])
-            if len(set(rows)) != len(rows) or any(not 0 <= i < size for i in rows):
-                raise PlanMismatchError(
-                    f"this plan is damaged: the kept indices of {name!r}, dimension {dim}, are not distinct indices below {size}.",
-                    node=name,
-                )
-            kept.setdefault(name, {})[dim] = rows
+            name, dim = _typed(axis["name"], str), _index(axis["dim"])
+            size = _index(axis["size"])
+            if dim in kept.get(name, {}):
+                raise PlanMismatchError(f"this plan is damaged: {name!r}, dimension {dim}, stands in it twice.", node=name)
+            kept.setdefault(name, {})[dim] = _indices(axis["kept"], size, name, dim)
             sizes.setdefault(name, {})[dim] = size
         silent: dict[str, dict[int, tuple[int, ...]]] = {}
         for axis in data["silent"]:
-            silent.setdefault(str(axis["name"]), {})[int(axis["dim"])] = tuple(int(i) for i in axis["atoms"])
-        return cls(
-            silent=silent,
-            kept=kept,
-            sizes=sizes,
-            asked=float(data["asked"]),
-            achieved=float(data["achieved"]),
-            score=str(data["score"]),
-            layout=str(data["layout"]),
-            notes=tuple(str(note) for note in data["notes"]),
+            name, dim = _typed(axis["name"], str), _index(axis["dim"])
+            atoms = _indices(axis["atoms"], sizes[name][dim], name, dim)
+            if not set(atoms) <= set(kept[name][dim]):
+                raise PlanMismatchError(f"this plan is damaged: silent channels of {name!r} are not kept.", node=name)
+            silent.setdefault(name, {})[dim] = atoms
+        shares = [float(_typed(data[key], (int, float))) for key in ("asked", "achieved")]
+        if not all(0 <= share <= 1 for share in shares):
+            raise PlanMismatchError(f"this plan is damaged: shares must be in [0, 1], got {shares}.", got=shares)
+        layout = _typed(data["layout"], str)
+        if layout not in LAYOUTS:
+            raise PlanMismatchError(f"layout must be one of {LAYOUTS}, got {layout!r}.", expected=LAYOUTS, got=layout)
+        notes = tuple(_typed(note, str) for note in _typed(data["notes"], list))
+        return cls(kept, sizes, shares[0], shares[1], _typed(data["score"], str), layout, notes, silent)
+
+
+def _typed(value: Any, kind: Any) -> Any:
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise TypeError(f"{value!r} is no {getattr(kind, '__name__', 'number')}")
+    return value
+
+
+def _index(value: Any) -> int:
+    number: int = _typed(value, int)
+    if number < 0:
+        raise ValueError(f"{number} is negative")
+    return number
+
+
+def _indices(values: Any, size: int, name: str, dim: int) -> tuple[int, ...]:
+    rows = tuple(_index(i) for i in _typed(values, list))
+    if len(set(rows)) != len(rows) or any(i >= size for i in rows):
+        raise PlanMismatchError(
+            f"this plan is damaged: the indices of {name!r}, dimension {dim}, are not distinct indices below {size}.", node=name
         )
+    return rows

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
+import importlib.util
 import json
 import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +29,20 @@ def read(path: Path) -> Results:
     return {(record["suite"], record["model"]): record for record in records}
 
 
+def revision() -> str:
+    """The commit that fxprune is imported from, "-dirty" where its files have changed since."""
+    found = importlib.util.find_spec("fxprune")
+    if found is None or found.origin is None:
+        return "unknown"
+    command = ["git", "-C", str(Path(found.origin).parent), "describe", "--always", "--dirty", "--exclude", "*"]
+    said = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - fixed words
+    return said.stdout.strip() or "unknown"
+
+
 def run(suite: str, names: list[str], path: Path, done: Results, seconds: float, gigabytes: float) -> None:
     """Measure cases one after the other, adding a line to the file for each."""
     for number, name in enumerate(names, 1):
-        record = {"suite": suite, "model": name} | isolated(SUITES[suite].find, name, seconds, gigabytes)
+        record = {"suite": suite, "model": name, "revision": revision()} | isolated(SUITES[suite].find, name, seconds, gigabytes)
         done[suite, name] = record
         with path.open("a") as file:
             file.write(json.dumps(record) + "\n")

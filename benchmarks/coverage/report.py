@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -47,7 +48,8 @@ Every model has random weights, norms and statistics, runs in a process of its o
 
 def write(results: Results, path: Path) -> None:
     """Write the page."""
-    parts = [INTRO, f"Measured on: {line()}.\n", "## Summary\n", _summary(results)]
+    revisions = ", ".join(sorted({record.get("revision", "unknown") for record in results.values()}))
+    parts = [INTRO, f"Measured on: {line()}. Revision of fxprune: {revisions}.\n", "## Summary\n", _summary(results)]
     for suite, what in SUITES.items():
         rows = [record for (own, _), record in results.items() if own == suite]
         if rows:
@@ -129,6 +131,8 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _escaped(text: str) -> str:
+    """For a table cell, without what differs between machines."""
+    text = re.sub(r"\S*/site-packages/| at 0x[0-9a-f]+", "", text)
     return text.replace("|", "\\|").replace("<", "&lt;")
 
 

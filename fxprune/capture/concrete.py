@@ -144,7 +144,8 @@ class ConcreteTracer(ChannelTracer):
         return False if "training" in obj.node.meta else bool(self.values[obj.node])
 
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
-        return ConcreteProxy.__iter__(obj)
+        proxy: Any = obj
+        return ConcreteProxy.__iter__(proxy)
 
     def _evaluate(self, node: fx.Node) -> Any:
         if node.op == "placeholder":

@@ -107,7 +107,9 @@ def _balances(recorder: Recorder, component: Ids, uniform: frozenset[int]) -> tu
         if not distinct or (blocks.shape[1] <= SHORTEST_RUN and blocks.shape[0] > blocks.shape[1]):
             clash.add(index)
             continue
-        found.setdefault(np.sort(blocks, axis=1).tobytes(), (index, Balance(blocks, split.node)))
+        found.setdefault(
+            bytes(str(blocks.shape), "ascii") + np.sort(blocks, axis=1).tobytes(), (index, Balance(blocks, split.node))
+        )
     return list(found.values()), clash
 
 

@@ -143,6 +143,12 @@ def run(graph: fx.Graph, root: nn.Module, tracker: Tracker, inputs: Inputs, on_n
                 _pin_outputs(result, tracker)
             env[node] = result
             on_node(node, result)
+    taken = {str(node.target).lstrip("*") for node in graph.nodes if node.op == "placeholder"}
+    extra = [name for name in inputs.kwargs if name not in taken]
+    if extra and not any(str(node.target).startswith("**") for node in graph.nodes if node.op == "placeholder"):
+        raise InputError(
+            f"the model takes no input {extra[0]!r}; it takes {', '.join(sorted(taken))}.", node=extra[0], got=extra[0]
+        )
     if next(feed, _MISSING) is not _MISSING:
         raise InputError("more example inputs were given than the model takes.")
 

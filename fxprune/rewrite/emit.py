@@ -32,7 +32,7 @@ from fxprune.provenance.rules import find
 from fxprune.provenance.tracker import Tracker
 from fxprune.rewrite import attributes, literals
 from fxprune.rewrite.arrival import Arrival, OrderConflictError
-from fxprune.rewrite.slicing import like, live_blocks, silence, slim_factors, slim_shape, take
+from fxprune.rewrite.slicing import LARGEST_CHUNK, SMALLEST_CHUNK, like, live_blocks, silence, slim_factors, slim_shape, take
 
 PASSES = 8
 
@@ -312,13 +312,15 @@ def _fill(graph: ChannelGraph, root: nn.Module, by_name: dict[str, list[Axis]], 
     captured = graph.program.captured
     names = {id(tensor): name for name, tensor in captured.tensors.items()}
     copies: dict[int, Tensor] = {}
+    total = sum(tensor.numel() * tensor.element_size() for tensor in captured.tensors.values())
+    chunk = min(max(total // 64, SMALLEST_CHUNK), LARGEST_CHUNK)
 
     def copy(old: Tensor) -> Tensor:
         found = copies.get(id(old))
         if found is None:
             name = names.get(id(old), "")
             axes = by_name.get(name, ())
-            new = take(old, axes, order)
+            new = take(old, axes, order, chunk)
             if name in silent:
                 silence(new, old.shape, axes, order, silent[name])
             found = copies[id(old)] = like(old, new)
@@ -344,7 +346,25 @@ def _module(graph: ChannelGraph, root: nn.Module, new: fx.Graph) -> fx.GraphModu
     for (_, target), (_, source) in zip(walk(root), captured.modules, strict=True):
         target.training = source.training
     slim = fx.GraphModule(root, new, captured.name)
+    _alias(slim, captured.root)
     modes = {name: module.training for name, module in captured.modules}
     for name, module in walk(slim):
         module.training = modes.get(name, slim.training)
     return slim
+
+
+def _alias(slim: fx.GraphModule, root: nn.Module) -> None:
+    """A module that the original also knows by another name keeps that name, and its state-dict keys."""
+    first = {id(module): name for name, module in walk(root)}
+    present = {name for name, _ in walk(slim)}
+    for name, module in root.named_modules(remove_duplicate=False):
+        own = first[id(module)]
+        if name != own and own in present and name not in present:
+            parent: nn.Module = slim
+            *path, leaf = name.split(".")
+            for part in path:
+                if part not in parent._modules:
+                    parent.add_module(part, nn.Module())
+                parent = parent.get_submodule(part)
+            if leaf not in parent._modules:
+                parent.add_module(leaf, slim.get_submodule(own))

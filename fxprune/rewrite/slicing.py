@@ -3,7 +3,7 @@
 1. ``order[axis]`` lists the surviving atoms of an axis in the order in which they stand in the slim tensor; by default ascending.
 2. An axis with several blocks of rows (plan.py, clause 3) keeps equally many atoms in each block that lives; rows gather their own
    block's. A block without atoms has no rows either.
-3. Only survivors are copied: tensors of more than ``CHUNK`` bytes are gathered row by row range, so the peak stays close to the
+3. Only survivors are copied: tensors of more than ``chunk`` bytes are gathered by ranges of rows, so the peak stays close to the
    slim tensor's own size. Nothing of the result shares storage with the original.
 4. Silent atoms (plan.py, clause 4) are zeroed in the tensors that read them.
 """
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from fxprune.provenance.factor import Ids
 from fxprune.provenance.ledger import Axis
 
-CHUNK = 1 << 24
+SMALLEST_CHUNK, LARGEST_CHUNK = 1 << 16, 1 << 24
 
 
 def slim_shape(shape: Sequence[int], axes: Sequence[Axis], order: Mapping[Axis, Ids]) -> tuple[int, ...]:
@@ -55,7 +55,7 @@ def _row_blocks(shape: Sequence[int], axes: Sequence[Axis], order: Mapping[Axis,
     return np.searchsorted(live_blocks(axis, order), rows // (shape[0] // axis.blocks))
 
 
-def take(tensor: Tensor, axes: Sequence[Axis], order: Mapping[Axis, Ids]) -> Tensor:
+def take(tensor: Tensor, axes: Sequence[Axis], order: Mapping[Axis, Ids], chunk: int = LARGEST_CHUNK) -> Tensor:
     """The slim tensor (clauses 1 to 3), on the original's device and in its dtype and memory format."""
     source = tensor.detach()
     index: list[Tensor | None] = [None] * source.dim()
@@ -79,7 +79,7 @@ def take(tensor: Tensor, axes: Sequence[Axis], order: Mapping[Axis, Ids]) -> Ten
     result = torch.empty(shape, dtype=source.dtype, device=source.device)
     if source.dim() == 4 and source.is_contiguous(memory_format=torch.channels_last) and not source.is_contiguous():
         result = result.contiguous(memory_format=torch.channels_last)
-    step = max(1, CHUNK // max(1, source[0].numel() * source.element_size()))
+    step = max(1, chunk // max(1, source[0].numel() * source.element_size()))
     for start in range(0, shape[0], step):
         stop = min(shape[0], start + step)
         first = index[0]

@@ -104,6 +104,18 @@ NAMED: dict[str, Score] = {
 }
 
 
+def _numbers(result: object, name: str, group: ChannelGroup) -> Tensor:
+    try:
+        return torch.as_tensor(result).detach().to("cpu", torch.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise BudgetError(
+            f"score {name!r} must return a tensor of {len(group)} numbers for group {group.name!r}, got {result!r}.",
+            node=group.name,
+            expected=(len(group),),
+            got=type(result).__name__,
+        ) from error
+
+
 def score(groups: Sequence[ChannelGroup], how: str | Score = "auto") -> Scored:
     """One importance per coupled channel of every group.
 
@@ -123,10 +135,12 @@ def score(groups: Sequence[ChannelGroup], how: str | Score = "auto") -> Scored:
                 node=bare[0],
             )
     else:
+        if not callable(how):
+            raise BudgetError(f"score must be 'auto', one of {sorted(NAMED)} or a callable, got {how!r}.", got=how)
         function, name = how, getattr(how, "__name__", type(how).__name__)
     values = []
     for group in groups:
-        given = torch.as_tensor(function(group)).detach().to("cpu", torch.float64)
+        given = _numbers(function(group), name, group)
         if given.shape != (len(group),):
             raise BudgetError(
                 f"score {name!r} must return {len(group)} values for group {group.name!r}, got shape {tuple(given.shape)}.",

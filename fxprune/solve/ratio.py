@@ -62,7 +62,8 @@ def solve_ratio(graph: ChannelGraph, scored: Scored, ratio: float, floor: float 
         NothingToPruneError: no channel can go at all.
     """
     ratio = check_ratio(ratio)
-    if not 0 <= floor <= 1:
+    share: Any = floor
+    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
         raise BudgetError(
             f"floor must be in [0, 1] (the share of each group that stays), got {floor!r}.", expected="[0, 1]", got=floor
         )

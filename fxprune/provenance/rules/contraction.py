@@ -24,6 +24,7 @@ from torch import Tensor
 from fxprune.provenance.factor import Ids, Value, along, compress, move_to, support
 from fxprune.provenance.tracker import Rule, Tracker
 
+BATCH = "a batch dimension of a product whose other operand cannot go there"
 CONSTANT = "contracted with something that has no channels to remove (a constant, or the model's input)"
 
 
@@ -38,36 +39,21 @@ def contract(t: Tracker, a: Value, a_labels: str, b: Value, b_labels: str, out: 
         sides.append([move_to(ids, range(len(own)), places, len(labels)) for ids in value.factors])
     outer: list[Ids] = []
     for index, factors in enumerate(sides):
-        others = sides[1 - index]
         for ids in factors:
             varied = {labels[d] for d in support(ids)}
-            if varied & inner:
-                shared = varied & inner
-                partners = [o for o in others if {labels[d] for d in support(o)} & shared]
-                if not partners:
-                    t.ledger.pin(ids, CONSTANT)
-                    if index == 1:
-                        t.ledger.reads(ids)
-                    continue
-                if varied & batch:
-                    _rigid(t, ids, labels, batch)
-                if index == 1:
-                    t.ledger.reads(ids)
-                else:
-                    for other in partners:
-                        t.couple(ids, other)
-            elif varied & batch:
-                partners = [o for o in others if {labels[d] for d in support(o)} & varied & batch]
-                if varied - batch:
-                    _rigid(t, ids, labels, batch)
-                    outer.append(ids)
-                elif not partners:
-                    t.ledger.pin(ids, "a batch dimension of a product whose other operand cannot go there")
-                elif index == 0:
-                    for other in partners:
-                        t.couple(ids, other)
-                    outer.append(ids)
-            else:
+            if varied & batch and varied - batch:
+                _rigid(t, ids, labels, batch)
+            met = varied & inner or (varied if varied <= batch else set())
+            partners = [o for o in sides[1 - index] if met & {labels[d] for d in support(o)}]
+            if met and index == 1 and varied & inner:
+                t.ledger.reads(ids)
+            if met and not partners:
+                t.ledger.pin(ids, CONSTANT if varied & inner else BATCH)
+                continue
+            if index == 0:
+                for other in partners:
+                    t.couple(ids, other)
+            if not varied & inner and not (met and index == 1):
                 outer.append(ids)
     source = [labels.index(x) for x in out]
     return [compress(move_to(ids, source, range(len(out)), len(out))) for ids in outer]

@@ -281,7 +281,10 @@ RULES: dict[str, Rule] = {
     "as_strided_": restride,
     **dict.fromkeys("channel_shuffle native_channel_shuffle pixel_shuffle pixel_unshuffle".split(), shuffle),
     **dict.fromkeys(
-        "flip roll repeat rot90 slice select narrow split split_with_sizes unbind chunk unsafe_split unsafe_chunk unsafe_split_with_sizes unfold diagonal movedim tile".split(),
+        (
+            "flip roll repeat rot90 slice select narrow split split_with_sizes unbind chunk unsafe_split unsafe_chunk "
+            "unsafe_split_with_sizes unfold diagonal movedim tile"
+        ).split(),
         generic,
     ),
 }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import networkx
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -153,9 +152,6 @@ def test_two_balances_refine_each_other() -> None:
     assert sizes == [(4, [4, 4, 8, 8])]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the key of a balance is its sorted bytes, and does not tell blocks of 8 from blocks of 12"
-)
 def test_two_balances_over_channels_in_order_refine_each_other() -> None:
     closed = split(24, 2, 3)
     assert sorted(b.blocks.shape for b in closed.balances) == [(2, 12), (3, 8)]
@@ -198,9 +194,6 @@ def layouts(draw: st.DrawFn) -> tuple[int, list[Ids]]:
     return atoms, [np.array(order).reshape(count, -1) for order, count in zip(orders, blocks, strict=True)]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the key of a balance is its sorted bytes, and does not tell blocks of 8 from blocks of 12"
-)
 @share(2)
 @given(layouts(), st.randoms(use_true_random=False))
 def test_every_prefix_of_steps_leaves_equal_counts_in_every_block(layout: tuple[int, list[Ids]], random: object) -> None:

@@ -22,6 +22,7 @@ MOVEMENT = {
     "_reshape_alias": Case(lambda _, x: aten._reshape_alias(x, [2, 8, 36], [288, 36, 1]), free=False),  # its strides are literals
     "squeeze": Case(lambda _, x: x.mean((2, 3), keepdim=True).squeeze(3).squeeze(2)),
     "unsqueeze": Case(lambda _, x: x.unsqueeze(2)),
+    "as_strided_": Case(lambda _, x: (x * 1).as_strided_((2, 8, 6, 6), (288, 36, 6, 1)), free=False),
     "squeeze_": Case(lambda _, x: x.mean(3, keepdim=True).squeeze_(3)),
     "unsqueeze_": Case(lambda _, x: (x * 1).unsqueeze_(2)),
     "permute": Case(lambda n, x: n.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), modules={"norm": lambda: nn.LayerNorm(8)}),

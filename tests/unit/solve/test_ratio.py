@@ -240,10 +240,7 @@ class Grouped(nn.Module):
         return self.head(F.channel_shuffle(F.relu(self.norm2(self.body(x))), 2))
 
 
-SAME_BYTES = "balances over the same channels in blocks of other sizes are taken for one (graph/closure.py, _balances)"
-
-
-@pytest.mark.parametrize("round_to", [pytest.param(1, marks=pytest.mark.xfail(strict=True, reason=SAME_BYTES)), 2, 6])
+@pytest.mark.parametrize("round_to", [1, 2, 6])
 @pytest.mark.parametrize("ratio", [0.2, 0.6])
 def test_blocks_keep_equally_many(ratio: float, round_to: int) -> None:
     graph = fxprune.analyze(seeded(Grouped()), image())

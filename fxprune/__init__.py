@@ -19,6 +19,7 @@ from fxprune.errors import WeightError as WeightError
 from fxprune.graph.channels import ChannelGraph as ChannelGraph
 from fxprune.graph.channels import ChannelGroup as ChannelGroup
 from fxprune.plan import Plan as Plan
+from fxprune.report.summary import summary as summary
 
 __version__ = "0.1.0"
 __all__ = [
@@ -40,5 +41,6 @@ __all__ = [
     "plan",
     "plan_of",
     "slim",
+    "summary",
     "verify",
 ]

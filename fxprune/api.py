@@ -6,7 +6,9 @@ smaller ``GraphModule`` or raises.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import gc
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch import fx, nn
@@ -23,6 +25,19 @@ from fxprune.solve.ratio import solve_ratio
 from fxprune.verify import Evidence
 
 
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Pause the cyclic garbage collector: a compile allocates many small objects that live until it ends, and scanning them is in vain."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
+
+
+@_undisturbed()
 def analyze(model: nn.Module, example_inputs: Any = None, *, keep: Sequence[str] = ()) -> ChannelGraph:
     """Capture a model and compute its channel graph.
 
@@ -76,6 +91,7 @@ def plan(
     return to_plan(graph, solution, scored.name, layout)
 
 
+@_undisturbed()
 def apply(
     model: nn.Module, plan: Plan, example_inputs: Any = None, *, absorb: bool = True, verify: bool = True
 ) -> fx.GraphModule:
@@ -111,6 +127,7 @@ def plan_of(slim: nn.Module) -> Plan:
     return found
 
 
+@_undisturbed()
 def slim(
     model: nn.Module,
     ratio: float | None = None,

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 TensorMap = Callable[[str, Tensor], Tensor]
-CONTAINERS = (dict, list, set, OrderedDict)
+CONTAINERS = frozenset({dict, list, set, OrderedDict})
+PLAIN = frozenset({bool, int, float, str, tuple, type(None)})
 
 
 def clone(module: nn.Module, tensor: TensorMap) -> nn.Module:
@@ -31,7 +31,15 @@ def _clone(
         return found
     new: nn.Module = object.__new__(type(module))
     modules[id(module)] = new
-    state = {key: _container(value, prefix + key, tensor, tensors) for key, value in module.__dict__.items()}
+    state = module.__dict__.copy()
+    for key, value in state.items():
+        kind = type(value)
+        if kind in PLAIN:
+            continue
+        if kind in CONTAINERS:
+            state[key] = value.copy() if value else kind()
+        elif isinstance(value, Tensor):
+            state[key] = _tensor(value, prefix + key, tensor, tensors)
     for store in ("_parameters", "_buffers"):
         state[store] = {key: _tensor(value, prefix + key, tensor, tensors) for key, value in module.__dict__[store].items()}
     state["_modules"] = {
@@ -53,12 +61,14 @@ def _tensor(value: Tensor | None, name: str, tensor: TensorMap, tensors: dict[in
     return found
 
 
-def _container(value: Any, name: str, tensor: TensorMap, tensors: dict[int, Tensor]) -> Any:
-    if isinstance(value, Tensor):
-        return _tensor(value, name, tensor, tensors)
-    if isinstance(value, CONTAINERS) and type(value) in CONTAINERS:
-        return value.copy()
-    return value
+def module_at(root: nn.Module, path: str) -> nn.Module:
+    """``root.get_submodule(path)`` for a path that exists."""
+    found: nn.Module = root
+    if path:
+        for part in path.split("."):
+            child = found._modules.get(part)
+            found = child if child is not None else getattr(found, part)
+    return found
 
 
 def walk(root: nn.Module) -> list[tuple[str, nn.Module]]:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from fxprune.capture.clone import clone, named_tensors, to_meta, walk
+from fxprune.capture.clone import clone, module_at, named_tensors, to_meta, walk
 from fxprune.capture.inputs import Inputs
 from fxprune.capture.tracer import Captured
 from fxprune.errors import CaptureError, FxpruneError, InputError
@@ -82,7 +82,9 @@ def used_tensors(graph: fx.Graph, root: nn.Module) -> set[int]:
     found: set[int] = set()
     for node in graph.nodes:
         if node.op == "call_module":
-            found.update(id(t) for t in named_tensors(walk(root.get_submodule(str(node.target)))).values())
+            for _, module in walk(module_at(root, str(node.target))):
+                found.update(map(id, module._parameters.values()))
+                found.update(map(id, module._buffers.values()))
         elif node.op == "get_attr":
             found.add(id(attribute(root, str(node.target))))
     return found
@@ -174,7 +176,7 @@ def evaluate(node: fx.Node, root: nn.Module, env: Mapping[fx.Node, Any]) -> Any:
     """One node on the values of those before it."""
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: env[n])
     if node.op == "call_module":
-        return root.get_submodule(str(node.target))(*args, **kwargs)
+        return module_at(root, str(node.target))(*args, **kwargs)
     if node.op == "call_function":
         return node.target(*args, **kwargs)  # type: ignore[operator]
     if node.op == "call_method":

@@ -23,7 +23,7 @@ import numpy as np
 from fxprune.provenance.factor import ALIVE, Ids
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Axis:
     """One dimension of one parameter or buffer, and its atoms ``start .. start + size - 1``.
 

@@ -37,6 +37,11 @@ class Tracker(TorchDispatchMode):
         self._values: dict[int, tuple[Tensor, Value]] = {}
         self._constants: dict[int, tuple[Tensor, Tensor]] = {}
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing here is compiled; the guard that torch would wrap around every call is not needed."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         rule = self._rules.get(func)
         if rule is None:

@@ -20,23 +20,30 @@ def from_weights(module: nn.Module, original: nn.Module, groups: int = 0) -> Non
     if isinstance(module, nn.modules.conv._ConvNd):
         _convolution(module, original, groups)
     elif isinstance(module, nn.Linear):
-        module.out_features, module.in_features = _shape(module)[:2]
+        shape = _shape(module)
+        _set(module, out_features=shape[0], in_features=shape[1])
     elif isinstance(module, nn.modules.batchnorm._NormBase):
         own = next((t for t in (module.weight, module.running_mean) if isinstance(t, Tensor)), None)
         if own is not None:
-            module.num_features = own.shape[0]
+            _set(module, num_features=own.shape[0])
     elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
         if isinstance(module.weight, Tensor):
-            module.normalized_shape = tuple(module.weight.shape)
+            _set(module, normalized_shape=tuple(module.weight.shape))
     elif isinstance(module, nn.GroupNorm):
         if isinstance(module.weight, Tensor):
-            module.num_channels = module.weight.shape[0]
+            _set(module, num_channels=module.weight.shape[0])
     elif isinstance(module, nn.PReLU):
-        module.num_parameters = module.weight.shape[0]
+        _set(module, num_parameters=module.weight.shape[0])
     elif isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
-        module.num_embeddings, module.embedding_dim = module.weight.shape
+        _set(module, num_embeddings=module.weight.shape[0], embedding_dim=module.weight.shape[1])
     elif isinstance(module, nn.Bilinear):
-        module.out_features, module.in1_features, module.in2_features = module.weight.shape
+        out, first, second = module.weight.shape
+        _set(module, out_features=out, in1_features=first, in2_features=second)
+
+
+def _set(module: nn.Module, **values: Any) -> None:
+    """Plain attributes, without the checks of ``nn.Module.__setattr__``, which cost more than the rest of this file."""
+    module.__dict__.update(values)
 
 
 def _shape(module: nn.Module) -> torch.Size:
@@ -49,17 +56,13 @@ def _shape(module: nn.Module) -> torch.Size:
     return weight.shape
 
 
-def _convolution(module: Any, original: Any, groups: int) -> None:
+def _convolution(module: Any, original: Any, living: int) -> None:
     shape = _shape(module)
-    if groups:
-        module.groups = groups
-    elif original.groups > 1 and original.in_channels == original.groups:
-        per_out = original.out_channels // original.groups
-        module.groups = shape[0] if module.transposed else shape[0] // per_out
-    if module.transposed:
-        module.in_channels, module.out_channels = shape[0], shape[1] * module.groups
-    else:
-        module.out_channels, module.in_channels = shape[0], shape[1] * module.groups
+    groups = living or original.groups
+    if not living and original.groups > 1 and original.in_channels == original.groups:
+        groups = shape[0] if module.transposed else shape[0] // (original.out_channels // original.groups)
+    ins, outs = (shape[0], shape[1] * groups) if module.transposed else (shape[1] * groups, shape[0])
+    _set(module, groups=groups, in_channels=ins, out_channels=outs)
 
 
 def from_values(module: nn.Module, given: tuple[int, ...], predicted: tuple[int, ...], pads: list[int] | None) -> bool:

@@ -2,7 +2,8 @@
 
 1. A *unit* is what goes at once: one coupled channel, or a step of cells that are thinned together (closure.py, clause 4), or, with
    ``round_to``, as many of these as keep the group's width a multiple.
-2. Units are ordered by the mean score of their channels (ties by first channel). A unit that would leave a group with less than
+2. Units are ordered by the mean score of their channels (ties by their rank within their group, so that equal scores are cut evenly
+   everywhere, then by first channel). A unit that would leave a group with less than
    its floor is passed over, whatever the ratio.
 3. A ratio takes a prefix of that order: the one whose share of removed channels is closest to what was asked. Hence a larger
    ratio never keeps a channel that a smaller one removes.
@@ -155,11 +156,16 @@ def _order(graph: ChannelGraph, scored: Scored, floor: float, round_to: int) -> 
         if len(owners) == 1 and owners[0] >= 0:
             least[owners[0]] = max(least[owners[0]], share)
     joint, in_step = _steps(graph, value, round_to)
+    place_in_group = np.zeros(graph.closed.count)
+    for cells in graph.closed.cells:
+        for cell in cells.cells:
+            place_in_group[cell[np.lexsort((cell, value[cell]))]] = np.arange(len(cell)) / len(cell)
     shared = set(np.unique(group_of[in_step]).tolist())
     singles = []
     for index, group in enumerate(graph.groups):
         own = group.channels[~in_step[group.channels]]
         ranked = own[np.lexsort((own, value[own]))]
+        place_in_group[ranked] = np.arange(len(ranked)) / len(group)
         if round_to == 1 and index not in shared:
             singles.append(ranked[: len(ranked) - least[index]])
         else:
@@ -171,8 +177,9 @@ def _order(graph: ChannelGraph, scored: Scored, floor: float, round_to: int) -> 
     unit = np.repeat(np.arange(len(lengths)), lengths)
     score = np.concatenate([value[alone], np.array([value[u].mean() for u in accepted])])
     first = np.concatenate([alone, np.array([u.min() for u in accepted], np.int64)])
+    spread = np.concatenate([place_in_group[alone], np.array([place_in_group[u].mean() for u in accepted])])
     ranks = np.empty(len(lengths), np.int64)
-    place = np.lexsort((first, score))
+    place = np.lexsort((first, spread, score))
     ranks[place] = np.arange(len(lengths))
     starts = np.concatenate([[0], lengths[place].cumsum()])[:-1].astype(np.int64)
     return Order(channels[np.argsort(ranks[unit], kind="stable")], starts)

@@ -9,6 +9,8 @@
    ``SLACK * rtol``, for cancellation may enlarge errors that vanish again. Values that are not floating are compared exactly.
 4. A value that cancels to (nearly) nothing is measured against ``CANCELLED`` times the largest value met so far, which is the size of
    its rounding errors: the mean of a normalized value is 0 in exact arithmetic and noise in any other.
+5. Unknown values (clause 6 of ``existence``) must not be outputs, and are not compared; nor is memory that nothing has written to.
+6. Where a value differs and the program has drawn random numbers before, the error says so: the slim program draws others.
 """
 
 from __future__ import annotations
@@ -22,17 +24,22 @@ from torch.utils._pytree import tree_flatten
 
 from fxprune.errors import VerificationError
 from fxprune.plan import Plan
-from fxprune.verify.existence import ALIVE, DEAD, full, has_dead, mask_of
+from fxprune.verify.existence import ALIVE, DEAD, full, has_dead, is_unknown, is_unwritten, mask_of
 
 SLACK = 1000.0
 CANCELLED = 1e-7
 
 
 class Comparison:
-    """The running result of one validation, and the rules of clauses 1 to 4."""
+    """The running result of one validation, and the rules of the clauses.
+
+    Attributes:
+        noise: the name of the first node that drew random numbers, empty if none has (clause 6).
+    """
 
     def __init__(self, plan: Plan, rtol: float) -> None:
         self.rtol = rtol
+        self.noise = ""
         self.permuted = any(list(rows) != sorted(rows) for dims in plan.kept.values() for rows in dims.values())
         self.compared = self.outputs = 0
         self.outputs_error = 0.0
@@ -43,7 +50,10 @@ class Comparison:
 
     def inner(self, node: fx.Node, expected: Any, got: Any) -> None:
         """Compare the values of two corresponding nodes."""
-        pairs = _paired(expected, got)
+        pairs = [(a, b) for a, b in _paired(expected, got) if not is_unknown(a)]
+        if any(is_unwritten(a) for a, _ in pairs):
+            self.skipped.append(node.name)
+            return
         if not pairs:
             return
         errors = [self._tensor(a, b, node.name) for a, b in pairs]
@@ -56,6 +66,12 @@ class Comparison:
     def output(self, node: fx.Node, expected: Any, got: Any) -> None:
         """Compare what the two programs return."""
         for a, b in _paired(expected, got):
+            if is_unknown(a):
+                raise VerificationError(
+                    "an output tells positions among channels some of which the plan removes; they must be kept",
+                    expected="no removed channel among those whose positions are told",
+                    got="positions among removed channels",
+                )
             if has_dead(mask_of(a)):
                 dead = int((full(mask_of(a), a) == DEAD).sum())
                 raise VerificationError(
@@ -72,6 +88,14 @@ class Comparison:
     def _note(self, name: str, error: float, bound: float) -> None:
         if error >= self.worst[0]:
             self.worst = (error, name)
+        if not error <= bound and self.noise:
+            raise VerificationError(
+                f"the program draws random numbers (first at node {self.noise!r}), and the slim program draws others: values behind "
+                f"them differ (relative error {error:.3g}, allowed {bound:.1g}) and cannot be verified; pass verify=False, or take "
+                "the noise out of evaluation",
+                expected="a program that draws no random numbers",
+                got=self.noise,
+            )
         if not error <= bound:
             raise VerificationError(
                 f"the slim value differs from the masked original: relative error {error:.3g}, allowed {bound:.1g}",

@@ -11,6 +11,8 @@
    has size 1 here.
 5. A plan's axes give a parameter its mask: the join over its dimensions. An axis with m times as many atoms as the dimension has
    entries lays m blocks of rows along dimension 0, each with its own entries (clause 3 of ``fxprune.plan``).
+6. Two flags ride beside the mask. A value is *unknown* if the masked program cannot tell it (positions among elements of which
+   some are dead): nothing may read or return it. It is *unwritten* if it shows memory that nothing has written to.
 """
 
 from __future__ import annotations
@@ -25,6 +27,8 @@ from fxprune.errors import PlanMismatchError, VerificationError
 DEAD, WILD, ALIVE = 0, 1, 2
 Mask = Tensor | None
 _ATTRIBUTE = "_fxprune_existence"
+_UNKNOWN = "_fxprune_unknown"
+_UNWRITTEN = "_fxprune_unwritten"
 
 
 def mask_of(value: Tensor) -> Mask:
@@ -39,6 +43,29 @@ def mark(value: Tensor, mask: Mask) -> Tensor:
     if mask is not None or mask_of(value) is not None:
         setattr(value, _ATTRIBUTE, mask)
     return value
+
+
+def mark_unknown(value: Tensor) -> Tensor:
+    """Say that the masked program cannot tell this value (clause 6)."""
+    setattr(value, _UNKNOWN, True)
+    return value
+
+
+def is_unknown(value: Tensor) -> bool:
+    """True for a value that the masked program cannot tell (clause 6)."""
+    return getattr(value, _UNKNOWN, False)
+
+
+def mark_unwritten(value: Tensor, unwritten: bool) -> Tensor:
+    """Say whether a value shows memory that nothing has written to (clause 6)."""
+    if unwritten or is_unwritten(value):
+        setattr(value, _UNWRITTEN, unwritten)
+    return value
+
+
+def is_unwritten(value: Tensor) -> bool:
+    """True for a value in memory that nothing has written to (clause 6)."""
+    return getattr(value, _UNWRITTEN, False)
 
 
 def uniform(state: int, ndim: int, device: torch.device) -> Tensor:

@@ -23,6 +23,7 @@ class Program:
     Attributes:
         values: the values that still have a reader, by node.
         position: the index of the next node to run.
+        noise: the name of the first node that drew random numbers, empty if none has.
     """
 
     def __init__(self, graph: fx.Graph, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], title: str) -> None:
@@ -33,6 +34,7 @@ class Program:
         self.title = title
         self.values: dict[fx.Node, Any] = {}
         self.position = 0
+        self.noise = ""
         self.mode: OneDtype = OneDtype(torch.float64)
         last: dict[fx.Node, fx.Node] = {}
         for node in self.nodes:
@@ -74,6 +76,8 @@ class Program:
             raise located(problem, node) from error
         if isinstance(self.mode, Masked):
             self.mode.flight.clear()
+        if self.mode.drawn and not self.noise:
+            self.noise = node.name
         for argument in self.dying.get(node, ()):
             self.values.pop(argument, None)
         if node.users:

@@ -1,9 +1,11 @@
 """Data movement: run the same operator on the mask.
 
 1. Every operator whose schema returns a view or an alias comes here by its schema; the names below move or copy elements too.
+   ``unsqueeze_``, ``transpose_`` and the like come here by their tag: they turn the value into a view of itself.
 2. ``view`` becomes ``reshape`` on masks, which have other strides than their values.
 3. ``expand`` leaves its stride 0 behind, by which pointwise operators know a broadcast operand (clause 4 of ``existence``).
 4. Padding is wild where the row it extends exists and dead where it does not. Freshly filled constants are wild.
+   So is noise.
 5. Indices are values of their own and must be all alive.
 6. ``index_put`` and the scatters write: what they write must agree with what stands there (clause 4 of ``existence``).
 7. ``as_strided`` reads the mask as it lies in storage.
@@ -22,11 +24,12 @@ from fxprune.verify.existence import ALIVE, WILD, from_storage, full, in_storage
 MOVEMENTS = (
     *("stack", "roll", "flip", "repeat", "repeat_interleave", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle"),
     *("unfold", "unsafe_split", "unsafe_split_with_sizes", "unsafe_chunk", "rot90", "native_channel_shuffle"),
-    *("index_select", "index", "gather", "take", "take_along_dim", "diagonal_copy", "slice_copy", "_unsafe_index"),
+    *("index_select", "index", "take", "take_along_dim", "diagonal_copy", "slice_copy", "_unsafe_index"),
 )
 RESHAPES = ("view", "_unsafe_view", "reshape", "_reshape_alias", "_reshape_copy", "view_copy")
+UNWRITTEN = ("empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided")
 SOURCES = (
-    *("zeros", "ones", "full", "empty", "empty_strided"),
+    *("zeros", "ones", "full", "empty", "empty_strided", "empty_permuted", "rand", "randn"),
     *("new_zeros", "new_ones", "new_full", "new_empty", "new_empty_strided"),
 )
 
@@ -47,6 +50,13 @@ def move(call: Call) -> Any:
     for out, mask in zip(tensors(result), tensors(moved), strict=True):
         mark(out, mask)
     return result
+
+
+def move_in_place(call: Call) -> Any:
+    """Clause 1."""
+    states = full(mask_of(call["self"]), call["self"])
+    moved: Tensor = call.run(self=states)
+    return mark(call.run(), moved)
 
 
 @rule(*RESHAPES)

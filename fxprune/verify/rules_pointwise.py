@@ -19,7 +19,9 @@ UNTAGGED = (
     *("where", "clamp", "clamp_min", "clamp_max", "lerp", "addcmul", "addcdiv", "elu", "celu", "selu", "leaky_relu"),
     *("threshold", "softplus", "mish", "silu", "log_sigmoid_forward", "rrelu_with_noise", "nan_to_num", "round"),
     *("_to_copy", "to", "clone", "contiguous", "copy", "fill", "zero", "tril", "triu", "bernoulli", "_conj_physical"),
-    *("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "floor_divide", "_fused_dropout"),
+    *("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like", "randint_like", "floor_divide"),
+    *("uniform", "normal", "random", "exponential", "geometric", "cauchy", "log_normal", "_fused_dropout"),
+    *("lift", "lift_fresh_copy"),
 )
 
 

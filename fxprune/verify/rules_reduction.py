@@ -4,7 +4,8 @@
 2. Where existence does not vary along the reduced dimensions the operator runs as it is.
 3. Otherwise dead elements are replaced by the neutral element, and means and variances divide by the number that exist.
 4. Scans keep their operand's mask. A softmax puts minus infinity in dead places.
-5. Positions (argmax, sort, topk) have no meaning across dead elements.
+5. Positions (argmax, sort, topk) have no meaning across dead elements. Those that ``max`` and ``min`` give beside their values
+   are unknown (clause 6 of ``existence``).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fxprune.verify.call import Call, dims_of, mark_all, rule, zeroed
-from fxprune.verify.existence import Mask, exists, full, mark, mask_of, no_semantics
+from fxprune.verify.existence import Mask, exists, full, mark, mark_unknown, mask_of, no_semantics
 
 NEUTRAL = {
     **dict.fromkeys(("sum", "nansum", "cumsum", "count_nonzero", "any"), 0.0),
@@ -42,7 +43,7 @@ def varies(mask: Mask, dims: list[int]) -> bool:
 
 @rule(
     *("sum", "nansum", "prod", "amax", "amin", "max", "min", "logsumexp", "any", "all", "count_nonzero"),
-    *("argmax", "argmin", "median"),
+    *("argmax", "argmin", "median", "nanmedian", "mode", "kthvalue"),
 )
 def reduce(call: Call) -> Any:
     """Clauses 2, 3 and 5; ``max`` of two tensors is pointwise and arrives as ``maximum``."""
@@ -51,9 +52,20 @@ def reduce(call: Call) -> Any:
     out = reduced(call, value, dims)
     if not call.removed or not varies(mask_of(value), dims):
         return mark_all(call.run(), out)
-    if call.name not in NEUTRAL or (call.name in ("max", "min") and "dim" in call.arguments):
+    if call.name not in NEUTRAL:
         raise no_semantics(call.name, "positions have no meaning across removed channels")
-    return mark_all(call.run(self=zeroed(value, NEUTRAL[call.name])), out)
+    result = call.run(self=zeroed(value, NEUTRAL[call.name]))
+    for where in () if isinstance(result, Tensor) else result[1:]:
+        mark_unknown(where)
+    return mark_all(result, out)
+
+
+@rule("aminmax", "_aminmax")
+def extremes(call: Call) -> Any:
+    """Clauses 2 and 3, once for each of the two."""
+    value: Tensor = call["self"]
+    low, high = (call.run(self=zeroed(value, NEUTRAL[name]))[i] for i, name in enumerate(("amin", "amax")))
+    return mark_all((low, high), reduced(call, value, list(dims_of(call, value))))
 
 
 @rule("mean", "var", "std", "var_mean", "std_mean")
@@ -103,7 +115,7 @@ def scan(call: Call) -> Tensor:
     return mark(call.run(self=zeroed(value, NEUTRAL[call.name])), mask_of(value))
 
 
-@rule("sort", "topk", "argsort", "kthvalue", "cummax", "cummin")
+@rule("sort", "topk", "argsort", "cummax", "cummin")
 def positions(call: Call) -> Any:
     """Clause 5."""
     value: Tensor = call["self"]

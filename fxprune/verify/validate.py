@@ -31,7 +31,8 @@ class Evidence:
     Attributes:
         max_relative_error: the greatest error of an output (``max |a - b| / max |a|``).
         nodes_compared: number of nodes whose values were compared.
-        nodes_skipped: names of nodes of the original that have no counterpart, or whose existence is decided later.
+        nodes_skipped: names of nodes of the original that have no counterpart, whose existence is decided later, or whose memory
+            nothing has written to.
         nodes_reordered: names of nodes that agreed up to a permutation of channels (clause 2 of ``compare``).
         outputs_compared: number of output tensors.
         dtype: what both programs were computed in.
@@ -159,6 +160,7 @@ def _lockstep(masked: Program, slim: Program, comparison: Comparison) -> Compari
             ran, value = slim.step()
             if ran.name in wanted or ran is counterpart:
                 held[ran.name] = value
+        comparison.noise = masked.noise or slim.noise
         try:
             (comparison.output if node.op == "output" else comparison.inner)(node, expected, held.pop(counterpart.name))
         except VerificationError as error:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxprune.provenance.factor import Value, along
+from fxprune.provenance.factor import Value, along, support
 from fxprune.provenance.tracker import Rule, Tracker
 
 
@@ -34,6 +34,15 @@ def batch_norm(t: Tracker, func: Any, args: Sequence[Any], kwargs: dict[str, Any
     x = args[0]
     value = t.value(x)
     params = [a for a in args[1:5] if isinstance(a, Tensor) and a.numel() > 0]
+    if len(value.factors) == 1 and support(value.factors[0]) == (1,):
+        own = value.factors[0].reshape(-1)
+        found = [t.value(p).factors for p in params]
+        if all(len(factors) == 1 for factors in found):
+            for factors in found:
+                t.couple(own, factors[0])
+            out = t.new(x.shape, x, value.factors)
+            rest = len(func._schema.returns) - 1
+            return (out, *(torch.empty(0, dtype=x.dtype, device="meta") for _ in range(rest))) if rest else out
     out = t.new(x.shape, x, t.merge(value.shape, [value, *_per_channel(t, params, x.dim())]))
     rest = len(func._schema.returns) - 1
     return (out, *(torch.empty(0, dtype=x.dtype, device="meta") for _ in range(rest))) if rest else out

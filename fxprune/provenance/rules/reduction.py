@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from fxprune.provenance.factor import Ids, compress, support
@@ -36,12 +37,26 @@ def _drop(ids: Ids, dims: tuple[int, ...], keepdim: bool) -> Ids:
     return ids if keepdim else ids.reshape([s for d, s in enumerate(ids.shape) if d not in dims])
 
 
+def _result(func: Any, args: Sequence[Any], kwargs: dict[str, Any], dims: tuple[int, ...]) -> Any:
+    """The meta result; where it is plain, without torch's decomposition, which is slow."""
+    name, x = func._schema.name, args[0]
+    if name in ("aten::mean", "aten::sum", "aten::amax", "aten::amin") and x.is_floating_point() and not kwargs.get("dtype"):
+        keepdim = bool(args[2]) if len(args) > 2 else bool(kwargs.get("keepdim", False))
+        shape = (
+            [1 if d in dims else s for d, s in enumerate(x.shape)]
+            if keepdim
+            else [s for d, s in enumerate(x.shape) if d not in dims]
+        )
+        return torch.empty(shape, dtype=x.dtype, device="meta")
+    return func(*args, **kwargs)
+
+
 def reduce(t: Tracker, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """Clauses 1 to 3."""
-    result = func(*args, **kwargs)
     value = t.value(args[0])
     rank = len(value.shape)
     dims = _dims(func, args, kwargs, rank)
+    result = _result(func, args, kwargs, dims)
     first = result if isinstance(result, Tensor) else result[0]
     keepdim = first.dim() == rank
     adds_up = func._schema.name.removeprefix("aten::") in ADDS_UP

@@ -223,22 +223,9 @@ CASES: dict[str, Case] = {
     **MOVEMENT, **CONTRACTION, **NORMALIZATION, **REDUCTION, **SPATIAL, **INDEXING, **CREATION, **POINTWISE,
 }  # fmt: skip
 
-UNWRITTEN = "memory that nobody has written yet is compared"  # and may be equal by chance
-# The verifier has no masked semantics for these yet; the zeroed network is the oracle of test_rules.py instead.
-UNVERIFIED: dict[str, str] = {
-    **dict.fromkeys(
-        "squeeze_ unsqueeze_ aminmax mode scatter scatter_ scatter_add scatter_add_ index_copy index_copy_ index_add index_add_ index_fill "
-        "index_fill_ lift lift_fresh_copy randint_like uniform_ normal_ random_ exponential_".split(),
-        "fxprune/verify has no rule for it",
-    ),
-    **dict.fromkeys(
-        "rand randn randint randperm rand_like randn_like bernoulli bernoulli_".split(), "noise differs between the two programs"
-    ),
-    **dict.fromkeys("empty empty_like empty_strided new_empty copy_".split(), UNWRITTEN),
-    "gather": "an index that is as wide as the channels is refused, whatever dimension it indexes",
-    "kthvalue": "its k is lost: RuntimeError in the masked original",
-    "cumsum_": "the masked original is not written in place",
-}
+# Noise as wide as the channels: the two programs draw different numbers, and the verifier says so. The zeroed network is the oracle
+# of test_rules.py instead.
+NOISE = frozenset("rand_like randn_like randint_like bernoulli bernoulli_ uniform_ normal_ random_ exponential_".split())
 
 COMPOSITE = "decomposes before a dispatch mode sees it"
 ON_META = "decomposes on meta tensors"

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from fxprune.errors import VerificationError
 from fxprune.verify.existence import ALIVE, DEAD, WILD, full, mark, mask_of
@@ -21,7 +22,8 @@ SIZE = 6
 
 
 def made(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    with _disable_current_modes():  # a constant, not noise of the program
+        return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def dead(value: Tensor, *dims: int, rows: Sequence[int] = LIVE) -> Tensor:
@@ -104,6 +106,15 @@ MOVEMENT = {
     "pool of channels last": lambda x: F.adaptive_avg_pool2d(x.contiguous(memory_format=torch.channels_last), 1),
     "expand": lambda x: x[:, :, :1].expand(-1, -1, 3, -1) + x[:, :, :3],
     "unfold": lambda x: x.unfold(2, 4, 4),
+    "squeeze in place": lambda x: x[:, :, :1].clone().squeeze_(2),
+    "unsqueeze in place": lambda x: x.clone().unsqueeze_(1),
+    "transpose in place": lambda x: x.clone().transpose_(1, 3) * 2,
+    "swapaxes in place": lambda x: x.clone().swapaxes_(0, 1),
+    "t in place": lambda x: x[0, :, 0].clone().t_(),
+    "as_strided in place": lambda x: x.clone().as_strided_((2, x.shape[1], 64), (x.shape[1] * 64, 64, 1)),
+    "detach in place": lambda x: x.clone().detach_(),
+    "lift": lambda x: torch.ops.aten.lift(x) + torch.ops.aten.lift_fresh_copy(x),
+    "unwritten memory": lambda x: torch.empty_like(x).copy_(x),
 }
 REDUCTION = {
     "mean": lambda x: x.mean(1),
@@ -127,6 +138,28 @@ REDUCTION = {
     "global max": lambda x: x.max(),
     "any": lambda x: (x > 1).any(1),
     "norm 1": lambda x: x.norm(1, dim=1),
+    "max over channels": lambda x: x.max(1)[0],
+    "min over channels": lambda x: x * torch.min(x, 1, keepdim=True)[0],
+    "aminmax": lambda x: torch.stack(list(x.aminmax(dim=1)), 1),
+    "aminmax of all": lambda x: x.aminmax().max - x.aminmax().min,
+    "mode": lambda x: x.mode(2)[0],
+    "kthvalue": lambda x: x.kthvalue(2, 3)[0],
+    "cumsum in place": lambda x: _scanned(x, "cumsum_"),
+    "cumprod in place": lambda x: _scanned(x, "cumprod_"),
+}
+FOUR = torch.tensor([4, 1, 0, 7])
+TWICE = torch.tensor([4, 1, 4])
+INDEXING = {
+    "gather": lambda x: x.gather(3, x.argmax(3, keepdim=True)),
+    "gather of a part": lambda x: x.gather(2, x[:1, :, :3].argsort(2)),
+    "scatter": lambda x: x.scatter(3, x.argsort(3), x * 2),
+    "scatter a number": lambda x: x.scatter(2, x.argmax(2, keepdim=True), 0.5),
+    "scatter into zeros": lambda x: torch.zeros_like(x).scatter_(2, x.argsort(2), x),
+    "scatter_add": lambda x: x.clone().scatter_add_(3, x.argsort(3), x) + x.scatter_add(2, x.argsort(2), x),
+    "scatter_reduce": lambda x: x.scatter_reduce(3, x.argsort(3), x, "amax"),
+    "index_add": lambda x: x.index_add(2, TWICE, x[:, :, :3]) + x.clone().index_add_(3, TWICE, x[..., :3]),
+    "index_copy": lambda x: x.index_copy(2, FOUR, x[:, :, :4] * 2) + x.clone().index_copy_(3, FOUR, x[..., :4]),
+    "index_fill": lambda x: x.index_fill(2, FOUR, 0.5) + x.clone().index_fill_(3, FOUR, 2.0),
 }
 SPATIAL = {
     "max": lambda x: F.max_pool2d(x, 3, 2, 1),
@@ -148,9 +181,20 @@ SPATIAL = {
 }
 TABLE = [
     (f"{family}: {n}", f)
-    for family, t in (("pointwise", POINTWISE), ("movement", MOVEMENT), ("reduction", REDUCTION), ("spatial", SPATIAL))
+    for family, t in (
+        *(("pointwise", POINTWISE), ("movement", MOVEMENT), ("reduction", REDUCTION), ("spatial", SPATIAL)),
+        ("indexing", INDEXING),
+    )
     for n, f in t.items()
 ]
+
+
+def _scanned(x: Tensor, name: str) -> Tensor:
+    """What an in-place scan leaves in its operand, and in a view of it that was there before."""
+    y = x.clone()
+    view = y[:, :, 1:]
+    getattr(y, name)(1)
+    return y[:, :, 1:] + view
 
 
 @pytest.mark.parametrize("function", [f for _, f in TABLE], ids=[n for n, _ in TABLE])
@@ -310,6 +354,17 @@ ILLEGAL = {
     "pooling over channels": lambda x: F.avg_pool2d(x.transpose(1, 3), 2),
     "an operator without a rule": lambda x: torch.fft.fft(x, dim=1),
     "a removed index": lambda x: torch.zeros(9)[x.long().clamp(0, 8)],
+    "positions that are read": lambda x: x.max(1)[1] + 1,
+    "positions that are gathered by": lambda x: x.gather(1, x.max(1, keepdim=True)[1]),
+    "positions in place": lambda x: x.min(1)[1].add_(1),
+    "mode over channels": lambda x: x.mode(1)[0],
+    "kthvalue over channels": lambda x: x.kthvalue(1, 1)[0],
+    "a scatter over channels": lambda x: x.scatter(1, x.argmax(2, keepdim=True).clamp(0, 5), 0.0),
+    "index_add over channels": lambda x: x.index_add(1, torch.tensor([1]), x[:, :1]),
+    "a scatter of kept channels": lambda x: x.scatter(2, torch.zeros(2, SIZE, 8, 8, dtype=torch.long), made(2, SIZE, 8, 8)),
+    "an index_copy of kept channels": lambda x: x.index_copy(2, torch.tensor([1]), made(2, SIZE, 1, 8)),
+    "a gather of kept channels": lambda x: made(2, SIZE, 8, 8).gather(3, x.argmax(3, keepdim=True)),
+    "a scatter to some channels": lambda x: x.scatter(2, torch.zeros(2, 3, 1, 8, dtype=torch.long), 0.0),
 }
 
 

@@ -6,7 +6,7 @@
 3. ``expand`` leaves its stride 0 behind, by which pointwise operators know a broadcast operand (clause 4 of ``existence``).
 4. Padding is wild where the row it extends exists and dead where it does not. Freshly filled constants are wild.
    So is noise.
-5. Indices are values of their own and must be all alive.
+5. Indices are values of their own and must exist in full.
 6. ``index_put`` and the scatters write: what they write must agree with what stands there (clause 4 of ``existence``).
 7. ``as_strided`` reads the mask as it lies in storage.
 """
@@ -19,7 +19,19 @@ import torch
 from torch import Tensor
 
 from fxprune.verify.call import Call, rule, tensors
-from fxprune.verify.existence import ALIVE, WILD, from_storage, full, in_storage, mark, mask_of, meet, no_semantics, uniform
+from fxprune.verify.existence import (
+    ALIVE,
+    WILD,
+    from_storage,
+    full,
+    has_dead,
+    in_storage,
+    mark,
+    mask_of,
+    meet,
+    no_semantics,
+    uniform,
+)
 
 MOVEMENTS = (
     *("stack", "roll", "flip", "repeat", "repeat_interleave", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle"),
@@ -39,7 +51,7 @@ def move(call: Call) -> Any:
     """Clauses 1 and 5: the first tensor argument (or list of them) moves, every other tensor is an index."""
     moving, *others = call.arguments.items()
     name, value = moving
-    if any(mask_of(t) is not None for _, argument in others for t in tensors(argument)):
+    if any(has_dead(mask_of(t)) for _, argument in others for t in tensors(argument)):
         raise no_semantics(call.name, "its indices vary with the removed channels")
     result = call.run()
     masks = [full(mask_of(t), t) for t in value] if isinstance(value, (list, tuple)) else full(mask_of(value), value)
@@ -133,7 +145,7 @@ def source(call: Call) -> Tensor:
 def index_put(call: Call) -> Tensor:
     """Clause 6."""
     value, written, indices = call["self"], call["values"], call["indices"]
-    if any(mask_of(t) is not None for t in tensors(indices)):
+    if any(has_dead(mask_of(t)) for t in tensors(indices)):
         raise no_semantics(call.name, "its indices vary with the removed channels")
     before = full(mask_of(value), value)
     there = before[tuple(slice(None) if i is None else i for i in indices)]

@@ -143,7 +143,7 @@ PATTERNS = {
         free=False,
         open="samples that a module holds should pin its channels",
     ),
-    "noise as wide as the image": Case(lambda _, x: x + torch.rand(x.shape[2], x.shape[3])),
+    "noise as wide as the image": Case(lambda _, x: x + torch.rand_like(x.mean(1, keepdim=True))),
     "chunk with uneven parts": Case(lambda _, x: torch.cat([x.chunk(3, 1)[2], x.chunk(3, 1)[0]], 1)),
     "glu": Case(lambda _, x: torch.nn.functional.glu(x, 1)),
     "maxout": Case(lambda _, x: x.view(x.shape[0], 4, 2, 6, 6).max(2)[0]),

@@ -416,3 +416,35 @@ def test_recurrent_layers() -> None:
     x = made(5, 2, 3)
     result = masked(lambda v: torch.func.functional_call(lstm, marked, (v,))[0], x)
     agrees(result, small(x)[0])
+
+
+def test_in_place_products_write_their_operand() -> None:
+    def program(bias: Tensor, left: Tensor, right: Tensor) -> Tensor:
+        bias = bias.clone()
+        bias.addmm_(left, right, beta=0.5)
+        return bias
+
+    args = made(5, SIZE, seed=1), made(5, SIZE, seed=2), made(SIZE, SIZE, seed=3)
+    result = masked(program, dead(args[0], 1), dead(args[1], 1), dead(args[2], 0, 1))
+    agrees(result, program(cut(args[0], 1), cut(args[1], 1), cut(args[2], 0, 1)))
+
+
+def test_an_in_place_view_leaves_its_base_alone() -> None:
+    def program(x: Tensor) -> tuple[Tensor, Tensor]:
+        base = x * 2
+        view = base[:, :, 0]
+        view.unsqueeze_(0).transpose_(1, 2).mul_(3)
+        return base, view
+
+    base, view = masked(program, dead(X, 1))
+    with quiet():
+        expected = program(cut(X, 1))
+    agrees(base, expected[0])
+    agrees(view, expected[1])
+
+
+def test_constant_indices_made_by_the_program() -> None:
+    def program(x: Tensor) -> Tensor:
+        return x[:, :, torch.zeros(2, dtype=torch.long)] + x.gather(2, torch.ones(1, 1, 1, 1, dtype=torch.long).expand_as(x[:, :, :2]))
+
+    agrees(masked(program, dead(X, 1)), program(cut(X, 1)))

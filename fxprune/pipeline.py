@@ -92,7 +92,7 @@ def _captured(
     memory = [] if symbolic is None else symbolic
     if not memory and not entered:
         try:
-            captured = trace(model)
+            captured = trace(model, None, inputs)
             check_weights(captured)
             memory.append(captured)
         except CaptureError as error:
@@ -108,7 +108,7 @@ def _captured(
     if isinstance(model, (torch.jit.ScriptModule, fx.GraphModule)) and isinstance(first, CaptureError):
         raise first
     try:
-        captured = trace(model, lambda root: ConcreteTracer(root, inputs, entered))
+        captured = trace(model, lambda root: ConcreteTracer(root, inputs, entered), inputs)
     except CaptureError as error:
         if not isinstance(first, CaptureError):
             raise

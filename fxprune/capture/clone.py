@@ -1,7 +1,7 @@
 """Structural clones: new module objects around tensors that a caller chooses.
 
-1. Every module object is new (shared modules stay shared); every attribute that is no tensor, module or builtin container is the
-   same object as in the original. Nothing done to the clone's structure is visible in the original.
+1. Every module object is new (shared modules stay shared); every attribute that is no tensor, module, builtin container or method of
+   its own is the same object as in the original. Nothing done to the clone's structure is visible in the original.
 2. Each distinct parameter or buffer is passed through ``tensor(name, old)`` once (tied weights stay tied).
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from types import MethodType
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +41,8 @@ def _clone(
             state[key] = value.copy() if value else kind()
         elif isinstance(value, Tensor):
             state[key] = _tensor(value, prefix + key, tensor, tensors)
+        elif kind is MethodType and value.__self__ is module:
+            state[key] = MethodType(value.__func__, new)
     for store in ("_parameters", "_buffers"):
         state[store] = {key: _tensor(value, prefix + key, tensor, tensors) for key, value in module.__dict__[store].items()}
     state["_modules"] = {

@@ -28,6 +28,9 @@ class ConcreteProxy(ChannelProxy):
     tracer: Any
 
     def __getattr__(self, name: str) -> Any:
+        found = getattr(self.value, name, None)
+        if isinstance(found, (str, bool)):  # names of device types and the like: nothing that shapes could change
+            return found
         return ConcreteAttribute(self, name)
 
     @property
@@ -36,6 +39,8 @@ class ConcreteProxy(ChannelProxy):
 
     @property  # type: ignore[misc]
     def __class__(self) -> Any:
+        if self.__dict__.get("_busy"):  # being recorded: fx asks what it is
+            return type(self)
         value = self.value
         return Tensor if isinstance(value, Tensor) else type(value)
 
@@ -86,8 +91,10 @@ class ConcreteAttribute(ConcreteProxy):
     @property
     def node(self) -> Any:  # type: ignore[override]
         if self._node is None:
+            object.__setattr__(self, "_busy", True)
             found = self.tracer.create_proxy("call_function", getattr, (self.root, self.attr), {}).node
             object.__setattr__(self, "_node", found)
+            object.__setattr__(self, "_busy", False)
         return self._node
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

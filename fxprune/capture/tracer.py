@@ -7,10 +7,13 @@
    where Python itself branches on it, the branch of evaluation mode is taken.
 4. Buffers are read by name, like parameters. Attention is legalized first (attention.py). Assertions about shapes are dropped: they
    were true for the original's sizes.
+5. An argument that the call leaves to its default is that default while tracing (``if mask is not None`` takes the branch it would take);
+   it stays in the signature.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
 import operator
 import traceback
@@ -24,6 +27,7 @@ from torch import Tensor, fx, nn
 
 from fxprune.capture.attention import legalize
 from fxprune.capture.clone import clone, named_tensors, same, walk
+from fxprune.capture.inputs import Inputs
 from fxprune.errors import CaptureError
 
 AUGMENTED = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor")
@@ -119,7 +123,37 @@ class ChannelTracer(fx.Tracer):
         return proxy
 
 
-def trace(model: nn.Module, make: Callable[[nn.Module], ChannelTracer] | None = None) -> Captured:
+def absent_arguments(model: nn.Module, inputs: Inputs | None) -> dict[str, Any]:
+    """The defaults of the arguments that a call does not give (clause 5); without inputs, of all that have one."""
+    try:
+        parameters = inspect.signature(model.forward).parameters.values()
+    except (TypeError, ValueError):
+        return {}
+    plain = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    given = set() if inputs is None else {p.name for p in plain[: len(inputs.args)]} | set(inputs.kwargs)
+    constant = (type(None), bool, str)  # what decides branches; numbers stay arguments
+    return {p.name: p.default for p in plain if isinstance(p.default, constant) and p.name not in given}
+
+
+def _restore_names(graph: fx.Graph, absent: dict[str, Any]) -> None:
+    """Fx numbers the placeholders of absent arguments and asserts their values; both would change the signature."""
+    for node in list(graph.nodes):
+        if node.op == "placeholder":
+            name, _, number = str(node.target).rpartition("_")
+            if number.isdigit() and name in absent and str(node.target) not in absent:
+                node.target = name
+                node.args = (absent[name],)
+                for user in list(node.users):
+                    graph.erase_node(user) if not user.users else _erase_chain(graph, user)
+
+
+def _erase_chain(graph: fx.Graph, node: fx.Node) -> None:
+    for user in list(node.users):
+        _erase_chain(graph, user)
+    graph.erase_node(node)
+
+
+def trace(model: nn.Module, make: Callable[[nn.Module], ChannelTracer] | None = None, inputs: Inputs | None = None) -> Captured:
     """Capture a model by symbolic tracing, or with the tracer that ``make`` makes for a structural clone of it.
 
     Raises:
@@ -143,7 +177,9 @@ def trace(model: nn.Module, make: Callable[[nn.Module], ChannelTracer] | None = 
     tracer = ChannelTracer() if make is None else make(root)
     classes = _flagged(root, tracer)
     try:
-        graph = tracer.trace(root)
+        absent = absent_arguments(model, inputs)
+        graph = tracer.trace(root, absent or None)
+        _restore_names(graph, absent)
     except CaptureError:
         raise
     except Exception as error:
@@ -153,7 +189,9 @@ def trace(model: nn.Module, make: Callable[[nn.Module], ChannelTracer] | None = 
             module.__class__ = original
     _tidy(graph)
     how = "torch.fx symbolic tracing" if make is None else "torch.fx tracing with concrete shapes"
-    return Captured(root, graph, type(model).__name__, how)
+    fixed = [node.target for node in graph.nodes if node.op == "placeholder" and node.target in absent]
+    notes = (f"arguments fixed at their defaults: {', '.join(map(str, fixed))}",) if fixed else ()
+    return Captured(root, graph, type(model).__name__, how, notes)
 
 
 def _tidy(graph: fx.Graph) -> None:

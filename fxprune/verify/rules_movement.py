@@ -4,8 +4,8 @@
    ``unsqueeze_``, ``transpose_`` and the like come here by their tag: they turn the value into a view of itself.
 2. ``view`` becomes ``reshape`` on masks, which have other strides than their values.
 3. ``expand`` leaves its stride 0 behind, by which pointwise operators know a broadcast operand (clause 4 of ``existence``).
-4. Padding is wild where the row it extends exists and dead where it does not. Freshly filled constants are wild.
-   So is noise.
+4. Padding is wild where the row it extends exists and dead where it does not. Freshly filled constants and noise are
+   wild.
 5. Indices are values of their own and must exist in full.
 6. ``index_put`` and the scatters write: what they write must agree with what stands there (clause 4 of ``existence``).
 7. ``as_strided`` reads the mask as it lies in storage.

@@ -75,7 +75,7 @@ def test_rule(name: str, case: Case, table: Recording) -> None:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("case", [*(CASES[name] for name in sorted(NOISE)), Case(lambda _, x: x + torch.randn_like(x))])
 def test_the_verifier_says_that_noise_cannot_be_verified(case: Case) -> None:
-    with pytest.raises(fxprune.VerificationError, match="draws random numbers.*verify=False"):
+    with pytest.raises(fxprune.VerificationError, match=r"draws random numbers.*verify=False"):
         compiled(case)
 
 

@@ -152,6 +152,8 @@ TWICE = torch.tensor([4, 1, 4])
 INDEXING = {
     "gather": lambda x: x.gather(3, x.argmax(3, keepdim=True)),
     "gather of a part": lambda x: x.gather(2, x[:1, :, :3].argsort(2)),
+    "gather by what is out of range where it is dead": lambda x: x.gather(3, x.abs().clamp(max=7).long()),
+    "scatter to what is out of range where it is dead": lambda x: x.scatter(3, x.abs().clamp(max=7).long(), 0.5),
     "scatter": lambda x: x.scatter(3, x.argsort(3), x * 2),
     "scatter a number": lambda x: x.scatter(2, x.argmax(2, keepdim=True), 0.5),
     "scatter into zeros": lambda x: torch.zeros_like(x).scatter_(2, x.argsort(2), x),
@@ -361,6 +363,9 @@ ILLEGAL = {
     "kthvalue over channels": lambda x: x.kthvalue(1, 1)[0],
     "a scatter over channels": lambda x: x.scatter(1, x.argmax(2, keepdim=True).clamp(0, 5), 0.0),
     "index_add over channels": lambda x: x.index_add(1, torch.tensor([1]), x[:, :1]),
+    "an index_add along removed indices": lambda x: made(2, 9).index_add(
+        1, x[0, :, 0, 0].nan_to_num().long().clamp(0, 8), made(2, SIZE)
+    ),
     "a scatter of kept channels": lambda x: x.scatter(2, torch.zeros(2, SIZE, 8, 8, dtype=torch.long), made(2, SIZE, 8, 8)),
     "an index_copy of kept channels": lambda x: x.index_copy(2, torch.tensor([1]), made(2, SIZE, 1, 8)),
     "a gather of kept channels": lambda x: made(2, SIZE, 8, 8).gather(3, x.argmax(3, keepdim=True)),
@@ -445,6 +450,8 @@ def test_an_in_place_view_leaves_its_base_alone() -> None:
 
 def test_constant_indices_made_by_the_program() -> None:
     def program(x: Tensor) -> Tensor:
-        return x[:, :, torch.zeros(2, dtype=torch.long)] + x.gather(2, torch.ones(1, 1, 1, 1, dtype=torch.long).expand_as(x[:, :, :2]))
+        return x[:, :, torch.zeros(2, dtype=torch.long)] + x.gather(
+            2, torch.ones(1, 1, 1, 1, dtype=torch.long).expand_as(x[:, :, :2])
+        )
 
     agrees(masked(program, dead(X, 1)), program(cut(X, 1)))

@@ -23,6 +23,7 @@ from fxprune.errors import CaptureError, FxpruneError, InputError
 from fxprune.provenance.factor import Ids
 from fxprune.provenance.ledger import Recorder
 from fxprune.provenance.rules import find
+from fxprune.provenance.rules.shortcuts import short
 from fxprune.provenance.tracker import Tracker
 
 OnNode = Callable[[fx.Node, Any], None]
@@ -129,14 +130,14 @@ def run(graph: fx.Graph, root: nn.Module, tracker: Tracker, inputs: Inputs, on_n
     """Evaluate every node under the tracker, in order; ``on_node`` sees each result (clauses 2 and 3)."""
     env: dict[fx.Node, Any] = {}
     feed = iter(inputs.args)
-    with torch.no_grad(), tracker:
+    with torch.no_grad():
         for node in graph.nodes:
             tracker.ledger.node = node.name
             if node.op == "placeholder":
                 result = _argument(node, feed, inputs.kwargs)
             else:
                 try:
-                    result = evaluate(node, root, env)
+                    result = evaluate(node, root, env, tracker)
                 except FxpruneError:
                     raise
                 except Exception as error:
@@ -172,19 +173,25 @@ def _argument(node: fx.Node, feed: Any, kwargs: Mapping[str, Any]) -> Any:
     raise InputError(f"the model takes an input {name!r}, and example_inputs does not give it.", node=node.name, expected=name)
 
 
-def evaluate(node: fx.Node, root: nn.Module, env: Mapping[fx.Node, Any]) -> Any:
-    """One node on the values of those before it."""
+def evaluate(node: fx.Node, root: nn.Module, env: Mapping[fx.Node, Any], tracker: Tracker) -> Any:
+    """One node on the values of those before it, under the tracker, or by a shortcut."""
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: env[n])
     if node.op == "call_module":
-        return module_at(root, str(node.target))(*args, **kwargs)
-    if node.op == "call_function":
-        return node.target(*args, **kwargs)  # type: ignore[operator]
-    if node.op == "call_method":
-        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-    if node.op == "get_attr":
-        return attribute(root, str(node.target))
+        module = module_at(root, str(node.target))
+        found = short(tracker, module, args, kwargs)
+        if found is not None:
+            return found
+        with tracker:
+            return module(*args, **kwargs)
     if node.op == "output":
         return args[0]
+    with tracker:
+        if node.op == "call_function":
+            return node.target(*args, **kwargs)  # type: ignore[operator]
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        if node.op == "get_attr":
+            return attribute(root, str(node.target))
     raise CaptureError(f"node {node.name!r} has the unknown kind {node.op!r}.", node=node.name)
 
 

@@ -134,7 +134,7 @@ def _nodes(state: _Pass, inputs: Inputs) -> fx.Graph:
     table: dict[fx.Node, fx.Node] = {}
     env: dict[fx.Node, Any] = {}
     feed = iter(inputs.args)
-    with torch.no_grad(), state.tracker:
+    with torch.no_grad():
         for node in source.nodes:
             copy = new.node_copy(node, lambda n: table[n])
             copy.name = node.name
@@ -192,7 +192,7 @@ def _attempt(state: _Pass, copy: fx.Node, expected: Any, env: dict[fx.Node, Any]
     """Evaluate a node of the new program; the second result says what is wrong with it, or None."""
     state.arrival.begin(copy.name)
     try:
-        result = evaluate(copy, state.root, env)
+        result = evaluate(copy, state.root, env, state.tracker)
     except RewriteError:
         raise
     except Exception as error:  # noqa: BLE001 - whatever an operator complains about is the reason to patch its literals
@@ -360,7 +360,10 @@ def _module(graph: ChannelGraph, root: nn.Module, new: fx.Graph) -> fx.GraphModu
 
 def _alias(slim: fx.GraphModule, root: nn.Module) -> None:
     """A module that the original also knows by another name keeps that name, and its state-dict keys."""
-    first = {id(module): name for name, module in walk(root)}
+    known = walk(root)
+    if sum(child is not None for _, module in known for child in module._modules.values()) == len(known) - 1:
+        return
+    first = {id(module): name for name, module in known}
     present = {name for name, _ in walk(slim)}
     for name, module in root.named_modules(remove_duplicate=False):
         own = first[id(module)]

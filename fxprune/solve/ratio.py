@@ -187,13 +187,19 @@ def _order(graph: ChannelGraph, scored: Scored, floor: float, round_to: int) -> 
 
 def _within_floors(graph: ChannelGraph, units: list[Ids], value: Numbers, group_of: Ids, least: Ids) -> list[Ids]:
     """The units, in order, that leave every group its floor when all before them have gone."""
+    if not units:
+        return []
+    flat, lengths = np.concatenate(units), np.array([len(u) for u in units])
+    starts = np.concatenate([[0], lengths.cumsum()])[:-1]
+    means = np.add.reduceat(value[flat], starts) / lengths
     left = np.array([len(g) for g in graph.groups])
     accepted = []
-    for unit in sorted(units, key=lambda u: (float(value[u].mean()), int(u.min()))):
-        touched, many = np.unique(group_of[unit], return_counts=True)
+    for index in np.lexsort((np.minimum.reduceat(flat, starts), means)).tolist():
+        owners = group_of[units[index]]
+        touched, many = (owners[:1], len(owners)) if (owners == owners[0]).all() else np.unique(owners, return_counts=True)
         if (left[touched] - many >= least[touched]).all():
             left[touched] -= many
-            accepted.append(unit)
+            accepted.append(units[index])
     return accepted
 
 

@@ -53,14 +53,14 @@ Compile = Callable[[nn.Module, Tensor], nn.Module]
 
 def ours(model: nn.Module, image: Tensor) -> nn.Module:
     """Slim with fxprune; the model stays as it is."""
-    import fxprune  # noqa: PLC0415 - so that the peer can be measured alone
+    import fxprune
 
     return fxprune.slim(model, RATIO, example_inputs=image, verify=False)
 
 
 def peer(kind: str) -> Compile:
     """Prune with torch-pruning, in place."""
-    import torch_pruning  # noqa: PLC0415 - an optional dependency
+    import torch_pruning
 
     def prune(model: nn.Module, image: Tensor) -> nn.Module:
         last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
@@ -159,7 +159,7 @@ def _ratio_cell(row: dict[str, Any], side: str) -> str:
 
 def grow(repeats: int, patience: float, largest: int, console: Console) -> Rows:
     """Part two: seconds and couplings as a network of one kind grows, and the exponent between neighbours."""
-    import fxprune  # noqa: PLC0415 - so that the peer can be measured alone
+    import fxprune
 
     table = Table(title="growth, fxprune alone; the exponent is that of seconds against couplings", title_justify="left")
     for column in ("network", "layers", "seconds", "couplings", "microseconds per coupling", "exponent"):

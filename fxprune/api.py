@@ -25,7 +25,6 @@ from fxprune.solve.plans import to_plan
 from fxprune.solve.ratio import solve_ratio
 from fxprune.verify import Evidence
 
-
 VERIFIED_PARAMETERS = 300_000_000  # two float64 copies of the weights: up to 5 GB
 
 

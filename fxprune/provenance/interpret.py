@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -185,6 +186,8 @@ def evaluate(node: fx.Node, root: nn.Module, env: Mapping[fx.Node, Any], tracker
             return module(*args, **kwargs)
     if node.op == "output":
         return args[0]
+    if node.target in (operator.getitem, operator.setitem) and isinstance(args[0], Tensor):
+        args = (args[0], _known_key(args[1], tracker), *args[2:])
     with tracker:
         if node.op == "call_function":
             return node.target(*args, **kwargs)  # type: ignore[operator]
@@ -193,6 +196,18 @@ def evaluate(node: fx.Node, root: nn.Module, env: Mapping[fx.Node, Any], tracker
         if node.op == "get_attr":
             return attribute(root, str(node.target))
     raise CaptureError(f"node {node.name!r} has the unknown kind {node.op!r}.", node=node.name)
+
+
+def _known_key(key: Any, tracker: Tracker) -> Any:
+    """A key whose lists of numbers are constants that the tracker knows (Python's own conversion would lose the numbers)."""
+    if isinstance(key, tuple):
+        return tuple(_known_key(part, tracker) for part in key)
+    if isinstance(key, list) and key and all(isinstance(i, (int, bool)) for i in key):
+        numbers = torch.tensor(key)
+        index = torch.empty(numbers.shape, dtype=numbers.dtype, device="meta")
+        tracker.set_constant(index, numbers)
+        return index
+    return key
 
 
 def attribute(root: nn.Module, target: str) -> Any:

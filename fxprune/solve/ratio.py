@@ -161,6 +161,8 @@ def _order(graph: ChannelGraph, scored: Scored, floor: float, round_to: int) -> 
         for cell in cells.cells:
             place_in_group[cell[np.lexsort((cell, value[cell]))]] = np.arange(len(cell)) / len(cell)
     shared = set(np.unique(group_of[in_step]).tolist())
+    # Blocks keep equally many, so what is thinned in step is never emptied, whatever the floor.
+    least[[g for g in shared if g >= 0]] = np.maximum(least[[g for g in shared if g >= 0]], 1)
     singles = []
     for index, group in enumerate(graph.groups):
         own = group.channels[~in_step[group.channels]]

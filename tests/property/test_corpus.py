@@ -56,6 +56,20 @@ def case(*steps: tuple[Any, ...], side: int = 4, outputs: tuple[int, ...] = (), 
 HEAD = Conv(out=3, bias=True)
 
 CASES = {
+    "a strided slice, then each channel twice": case(
+        (Conv(out=7), 0), (Slice(start=1, step=2), 1), (Repeat(form="interleave"), 2), (HEAD, 3)
+    ),
+    "emptied channels in step with others": case(
+        (Conv(out=2), 0),
+        (Conv(out=4, kernel=3), 1),
+        (BatchNorm(), 2),
+        (PadChannels(before=1), 1),
+        (Binary(), 3, 4),
+        (Conv(out=2, groups=2), 5),
+        (HEAD, 6),
+        side=6,
+        floor=0.0,
+    ),
     "tokens averaged": case(
         (Conv(out=3), 0),
         (ToSequence(), 1),

@@ -123,6 +123,7 @@ def check_weights(captured: Captured) -> None:
     Raises:
         WeightError: tensors on the meta device, integer or quantised weights, per-channel values that are NaN or infinite.
     """
+    channels: dict[tuple[torch.dtype, torch.device], dict[str, Tensor]] = {}
     for name, tensor in captured.tensors.items():
         if tensor.device.type == "meta":
             raise WeightError(
@@ -139,7 +140,11 @@ def check_weights(captured: Captured) -> None:
                 got=tensor.dtype,
             )
         if tensor.dim() == 1:
-            _check_finite(name, tensor)
+            channels.setdefault((tensor.dtype, tensor.device), {})[name] = tensor
+    for alike in channels.values():
+        if not bool(torch.isfinite(torch.cat([tensor.detach() for tensor in alike.values()])).all()):
+            for name, tensor in alike.items():
+                _check_finite(name, tensor)
     for name, module in captured.modules:
         if type(module).__module__.startswith(("torch.ao.nn.quantized", "torch.nn.quantized")):
             kind = type(module).__name__

@@ -19,7 +19,7 @@ import operator
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -187,6 +187,7 @@ def trace(model: nn.Module, make: Callable[[nn.Module], ChannelTracer] | None = 
     finally:
         for module, original in classes:
             module.__class__ = original
+            del module.__dict__["_fxprune_traced"]
     _tidy(graph)
     how = "torch.fx symbolic tracing" if make is None else "torch.fx tracing with concrete shapes"
     fixed = [node.target for node in graph.nodes if node.op == "placeholder" and node.target in absent]
@@ -213,6 +214,21 @@ def _renamed(graph: fx.Graph, source: fx.Graph) -> fx.Graph:
     return graph
 
 
+def _read_flag(module: nn.Module) -> fx.Proxy:
+    tracer, path = module.__dict__["_fxprune_traced"]
+    flag: fx.Proxy = tracer.training_flag(path)
+    return flag
+
+
+@cache
+def _flagged_class(original: type[nn.Module]) -> type[nn.Module]:
+    """A subclass whose ``training`` is a recorded read."""
+    flagged: type[nn.Module] = type(
+        original.__name__, (original,), {"training": property(_read_flag), "__module__": original.__module__}
+    )
+    return flagged
+
+
 def _flagged(root: nn.Module, tracer: ChannelTracer) -> list[tuple[nn.Module, type[nn.Module]]]:
     """Make ``training`` of every module that is traced into a recorded read (clause 3); returns what to undo."""
     changed = []
@@ -220,15 +236,11 @@ def _flagged(root: nn.Module, tracer: ChannelTracer) -> list[tuple[nn.Module, ty
         if path and tracer.is_leaf_module(module, path):
             continue
         original = type(module)
-
-        def read(_self: nn.Module, path: str = path) -> fx.Proxy:
-            return tracer.training_flag(path)
-
-        flagged = type(original.__name__, (original,), {"training": property(read), "__module__": original.__module__})
         try:
-            module.__class__ = flagged
+            module.__class__ = _flagged_class(original)
         except TypeError:
             continue
+        module.__dict__["_fxprune_traced"] = (tracer, path)
         changed.append((module, original))
     return changed
 

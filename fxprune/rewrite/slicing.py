@@ -75,6 +75,8 @@ def take(tensor: Tensor, axes: Sequence[Axis], order: Mapping[Axis, Ids], chunk:
         blocked = None
     if source.numel() == 0 or source.dim() == 0 or (blocked is None and all(i is None for i in index)):
         return source.clone(memory_format=torch.preserve_format)
+    if source.dim() == 1 and index[0] is not None:
+        return source.index_select(0, index[0])
     shape = slim_shape(tensor.shape, axes, order)
     result = torch.empty(shape, dtype=source.dtype, device=source.device)
     if source.dim() == 4 and source.is_contiguous(memory_format=torch.channels_last) and not source.is_contiguous():

@@ -19,7 +19,7 @@ import operator
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -220,13 +220,16 @@ def _read_flag(module: nn.Module) -> fx.Proxy:
     return flag
 
 
-@cache
+_FLAGGED: dict[type[nn.Module], type[nn.Module]] = {}
+
+
 def _flagged_class(original: type[nn.Module]) -> type[nn.Module]:
-    """A subclass whose ``training`` is a recorded read."""
-    flagged: type[nn.Module] = type(
-        original.__name__, (original,), {"training": property(_read_flag), "__module__": original.__module__}
-    )
-    return flagged
+    """A subclass whose ``training`` is a recorded read; made once for every class."""
+    found = _FLAGGED.get(original)
+    if found is None:
+        found = type(original.__name__, (original,), {"training": property(_read_flag), "__module__": original.__module__})
+        _FLAGGED[original] = found
+    return found
 
 
 def _flagged(root: nn.Module, tracer: ChannelTracer) -> list[tuple[nn.Module, type[nn.Module]]]:

@@ -166,7 +166,7 @@ def slim(
         return plan(graph, ratio, budget=budget, score=score, layout=layout, floor=floor, round_to=round_to)
 
     subject, final, module = emit_settled(subject, decide, pin=True)
-    large = sum(p.numel() for p in model.parameters()) > VERIFIED_PARAMETERS
+    large = sum(t.numel() for t in subject.graph.tensors.values() if isinstance(t, nn.Parameter)) > VERIFIED_PARAMETERS
     if verify and large:
         final = replace(final, notes=(*final.notes, f"more than {VERIFIED_PARAMETERS:,} parameters: numbers were not compared"))
     attach(module, final if before is None else compose(before, final), subject.entered)

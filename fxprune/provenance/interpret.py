@@ -84,7 +84,8 @@ def used_tensors(graph: fx.Graph, root: nn.Module) -> set[int]:
     found: set[int] = set()
     for node in graph.nodes:
         if node.op == "call_module":
-            for _, module in walk(module_at(root, str(node.target))):
+            called = module_at(root, str(node.target))
+            for _, module in walk(called) if called._modules else [("", called)]:
                 found.update(map(id, module._parameters.values()))
                 found.update(map(id, module._buffers.values()))
         elif node.op == "get_attr":

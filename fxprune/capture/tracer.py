@@ -44,6 +44,7 @@ DECIDING = frozenset(
         ),
     }
 )
+CONSTANTS = frozenset({int, float, bool, str, type(None), torch.dtype, torch.device, type(...)})
 PURE_METHODS = frozenset({"size", "dim", "softmax", "mean", "transpose", "numel"})
 
 
@@ -111,6 +112,17 @@ class ChannelTracer(fx.Tracer):
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return ChannelProxy(node, self)
+
+    def create_arg(self, a: Any) -> Any:
+        """The same as fx's, without asking of plain arguments whether they are something special."""
+        if isinstance(a, fx.Proxy):
+            return a.node
+        kind = type(a)
+        if kind in CONSTANTS:
+            return a
+        if kind is tuple or kind is list:
+            return kind([self.create_arg(item) for item in a])
+        return super().create_arg(a)
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         if "training" in obj.node.meta:

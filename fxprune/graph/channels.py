@@ -121,7 +121,7 @@ class ChannelGraph:
         recorder = self.program.recorder
         for pin in recorder.pins:
             pinned[self.closed.component[pin.ids]] = True
-        for components, _ in self.closed.rigid:
+        for components, _, _ in self.closed.rigid:
             pinned[components] = True
         for ids, _, _ in self.barred:
             pinned[self.closed.component[ids]] = True
@@ -224,10 +224,8 @@ class ChannelGraph:
         component = self.closed.component
         for pin in self.program.recorder.pins:
             found.setdefault(("pinned", pin.node, pin.reason), set()).update(component[pin.ids].tolist())
-        for components, node in self.closed.rigid:
-            found.setdefault(("pinned", node, "the only channel of a block whose number the operator fixes"), set()).update(
-                components.tolist()
-            )
+        for components, node, reason in self.closed.rigid:
+            found.setdefault(("pinned", node, reason), set()).update(components.tolist())
         for ids, node, reason in self.barred:
             found.setdefault(("pinned", node, reason), set()).update(self.closed.component[ids].tolist())
         result = [

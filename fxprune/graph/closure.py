@@ -9,6 +9,7 @@
    so every block of every balance keeps as many as its siblings, and plans stay nested. A set of cells whose sizes have no common
    divisor cannot be thinned in step and is made uniform (3).
 5. The owner of a block with one coupled channel is coupled with that channel. If the owner is ``ALIVE``, the channel is pinned.
+   So is the owner of a block with several if a balance would thin it.
 6. A *whole* is what goes when a block goes: the connected blocks, owners and channels. It must not share a block of any other
    balance with what stays, nor leave a box with a hole. Wholes that blocks tie together form a family; one of a family stays.
 """
@@ -54,7 +55,7 @@ class Closed:
     balances: tuple[Balance, ...]
     cells: tuple[Cells, ...]
     uniform: frozenset[int]
-    rigid: tuple[tuple[Ids, str], ...] = ()
+    rigid: tuple[tuple[Ids, str, str], ...] = ()
     families: tuple[Family, ...] = ()
     owners: Ids = field(default_factory=lambda: np.zeros(0, np.int64))
 
@@ -76,9 +77,8 @@ def close(recorder: Recorder, uniform: frozenset[int] = frozenset()) -> Closed:
         if not more - uniform and not len(alone[0]):
             found_blocks = [(component[b.rows], component[b.owner], b.node) for b in recorder.blocks]
             families, owners = wholes(found_blocks, [b.blocks for _, b in balances], _boxes(recorder, component), component[0], count)
-            return Closed(
-                component, count, tuple(b for _, b in balances), cells, uniform, _rigid(recorder, component), families, owners
-            )
+            rigid = (*_rigid(recorder, component), *_held(balances, owners))
+            return Closed(component, count, tuple(b for _, b in balances), cells, uniform, rigid, families, owners)
         uniform |= more
         left, right = np.concatenate([left, alone[0]]), np.concatenate([right, alone[1]])
 
@@ -145,7 +145,17 @@ def _alone(recorder: Recorder, component: Ids) -> tuple[Ids, Ids]:
     return np.concatenate([a for a, _ in found]), np.concatenate([b for _, b in found])
 
 
-def _rigid(recorder: Recorder, component: Ids) -> tuple[tuple[Ids, str], ...]:
+def _held(balances: list[tuple[int, Balance]], owners: Ids) -> list[tuple[Ids, str, str]]:
+    """Owners that a balance would thin by themselves (clause 6)."""
+    found = []
+    for _, balance in balances:
+        own = balance.blocks[np.isin(balance.blocks, owners)]
+        if len(own):
+            found.append((np.unique(own), balance.node, "it stands for a block of other channels, and is thinned in step with others"))
+    return found
+
+
+def _rigid(recorder: Recorder, component: Ids) -> tuple[tuple[Ids, str, str], ...]:
     """Channels that are all their block has, where an operator fixes the number of blocks (clause 5)."""
     found = []
     for block in recorder.blocks:
@@ -153,7 +163,7 @@ def _rigid(recorder: Recorder, component: Ids) -> tuple[tuple[Ids, str], ...]:
         rows = component[fixed]
         whole = rows[:, 0][(rows == rows[:, :1]).all(axis=1)]
         if len(whole):
-            found.append((np.unique(whole), block.node))
+            found.append((np.unique(whole), block.node, "the only channel of a block whose number the operator fixes"))
     return tuple(found)
 
 

@@ -119,9 +119,8 @@ def _pins(graph: ChannelGraph, own: Ids) -> list[tuple[str, str, int]]:
         count = int(np.isin(own, graph.closed.component[pin.ids]).sum())
         if count:
             result.append((pin.node, pin.reason, count))
-    rigid = [(c, node, "the only channel of a block whose number the operator fixes") for c, node in graph.closed.rigid]
     barred = [(graph.closed.component[ids], node, reason) for ids, node, reason in graph.barred]
-    for components, node, reason in (*barred, *rigid):
+    for components, node, reason in (*barred, *graph.closed.rigid):
         count = int(np.isin(own, components).sum())
         if count:
             result.append((node, reason, count))

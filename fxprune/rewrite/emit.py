@@ -2,10 +2,10 @@
 
 1. Axes lose their dead atoms; modules of a structural clone get slim tensors (first on meta) and patched attributes.
 2. Node by node, the new program is run on meta with the ORIGINAL atoms as ids (arrival.py). A node whose result has not the predicted
-   shape, or does not hold the predicted channels, has its literals patched (literals.py) and is run again.
+   shape, or does not hold the predicted channels, has its literals patched (literals.py) and is run again. What foreseen.py knows
+   without a run is not run.
 3. Parameter axes take the order in which elements arrive. When a pass has changed an order, the next one starts from it.
-4. Silent atoms (plan.py, clause 4) are zeroed where they are read.
-5. Weights are copied last, once, and only survivors.
+4. Weights follow last (materialize.py).
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ from fxprune.provenance.interpret import attribute, evaluate, evaluation_clone
 from fxprune.provenance.ledger import Axis, Block
 from fxprune.provenance.rules import find
 from fxprune.provenance.tracker import Tracker
-from fxprune.rewrite import attributes, literals
+from fxprune.rewrite import attributes, foreseen, literals
 from fxprune.rewrite.arrival import Arrival, OrderConflictError
-from fxprune.rewrite.slicing import LARGEST_CHUNK, SMALLEST_CHUNK, like, live_blocks, silence, slim_factors, slim_shape, take
+from fxprune.rewrite.materialize import assemble, fill
+from fxprune.rewrite.slicing import live_blocks, slim_factors, slim_shape
 
 PASSES = 8
 
@@ -56,14 +57,29 @@ class _Pass:
     tracker: Tracker
     root: nn.Module
     by_name: dict[str, list[Axis]]
+    unbound: dict[int, tuple[str, Tensor]]
+    modules: dict[str, nn.Module]
     shapes: dict[tuple[Any, ...], tuple[int, ...]] = field(default_factory=dict)
     alike: set[tuple[int, int]] = field(default_factory=set)
+    packed: dict[int, Ids | None] = field(default_factory=dict)
+
+    def bind(self, name: str, tensor: Tensor) -> None:
+        """Enter a slim parameter or buffer with the original atoms that are left of it."""
+        original = self.graph.program.captured.tensors[name]
+        if name in self.graph.program.roots:
+            axes = self.by_name.get(name, [])
+            factors = slim_factors(original.shape, axes, self.arrival.order)
+            for axis, ids in zip(axes, factors, strict=True):
+                self.arrival.enter(axis, ids)
+            self.tracker.bind(tensor, factors)
+        elif original.device.type != "meta":
+            self.tracker.set_constant(tensor, original.detach().cpu())
 
 
 def emit(graph: ChannelGraph, removed: Mask, inputs: Inputs, silent: Kept | None = None, *, weights: bool = True) -> Emitted:
     """The slim program for a set of removed coupled channels.
 
-    ``weights=False`` stops before clause 5: the result's tensors are on meta (used to probe a plan).
+    ``weights=False`` stops before clause 4: the result's tensors are on meta (used to probe a plan).
 
     Raises:
         OrderConflictError: channels arrive in an order that no weights can mend.
@@ -71,7 +87,13 @@ def emit(graph: ChannelGraph, removed: Mask, inputs: Inputs, silent: Kept | None
     """
     component = graph.closed.component
     alive = ~removed[component]
-    order = {a: np.flatnonzero(alive[a.start : a.start + a.size]) for a in graph.axes}
+    order, same = {}, dict[bytes, Ids]()  # axes that keep the same positions share one array
+    for axis in graph.axes:
+        live = alive[axis.start : axis.start + axis.size]
+        key = live.tobytes()
+        if key not in same:
+            same[key] = np.flatnonzero(live)
+        order[axis] = same[key]
     by_name: dict[str, list[Axis]] = {}
     for axis in graph.axes:
         by_name.setdefault(axis.name, []).append(axis)
@@ -94,8 +116,8 @@ def emit(graph: ChannelGraph, removed: Mask, inputs: Inputs, silent: Kept | None
     else:
         raise RewriteError(f"the order of channels did not settle in {PASSES} passes.")
     if weights:
-        _fill(graph, root, by_name, order, silent or {})
-    return Emitted(_module(graph, root, new), order, reordered)
+        fill(graph, root, by_name, order, silent or {})
+    return Emitted(assemble(graph, root, new), order, reordered)
 
 
 def _run(
@@ -110,22 +132,19 @@ def _run(
         return torch.empty(shape, dtype=old.dtype, device="meta")
 
     root = evaluation_clone(captured.root, shrink)
-    tracker = Tracker(arrival, find)
     modules = walk(root)
+    calm = not graph.closed.cells
+    later = {f"{n}." if n else "" for n, m in modules if calm and foreseen.plain(m)}
+    state = _Pass(graph, alive, arrival, Tracker(arrival, find), root, by_name, {}, dict(modules))
     for name, tensor in named_tensors(modules).items():
-        if name in graph.program.roots:
-            axes = by_name.get(name, [])
-            factors = slim_factors(originals[name].shape, axes, arrival.order)
-            for axis, ids in zip(axes, factors, strict=True):
-                arrival.enter(axis, ids)
-            tracker.bind(tensor, factors)
-        elif originals[name].device.type != "meta":
-            tracker.set_constant(tensor, originals[name].detach().cpu())
+        if name[: name.rfind(".") + 1] in later:
+            state.unbound[id(tensor)] = (name, tensor)
+        else:
+            state.bind(name, tensor)
     with torch.no_grad():
         living = {a.name: len(live_blocks(a, arrival.order)) for axes in by_name.values() for a in axes if a.blocks > 1}
         for (name, module), (_, original) in zip(modules, captured.modules, strict=True):
             attributes.from_weights(module, original, living.get(f"{name}.weight" if name else "weight", 0))
-    state = _Pass(graph, alive, arrival, tracker, root, by_name)
     return _nodes(state, inputs.on_meta()), root
 
 
@@ -154,6 +173,12 @@ def _nodes(state: _Pass, inputs: Inputs) -> fx.Graph:
 
 def _node(state: _Pass, node: fx.Node, copy: fx.Node, env: dict[fx.Node, Any]) -> Any:
     expected = state.graph.nodes[node.name]
+    if not state.graph.closed.cells:
+        known = _foreseen(state, node, copy, expected, env)
+        if known is not None:
+            return known
+    if state.unbound:
+        _bind_all(state, node)
     if not _always(state, node, copy, env):
         result, problem = _attempt(state, copy, expected, env)
         if problem is None:
@@ -172,6 +197,43 @@ def _node(state: _Pass, node: fx.Node, copy: fx.Node, env: dict[fx.Node, Any]) -
         target=str(node.target),
         expected=_shapes(state, expected),
     )
+
+
+def _foreseen(state: _Pass, node: fx.Node, copy: fx.Node, expected: Any, env: dict[fx.Node, Any]) -> Tensor | None:
+    """The slim result of a node that need not be run (foreseen.py), or None."""
+    if not isinstance(expected, Value) or node.op not in ("call_module", "call_function"):
+        return None
+    module = state.modules.get(str(node.target)) if node.op == "call_module" else None
+    if node.op == "call_module" and (module is None or not foreseen.plain(module)):
+        return None
+    given = fx.node.map_arg(copy.args, lambda n: env[n])
+    predicted, kind = _predict(state, expected), foreseen.dtype(given)
+    if predicted is None or kind is None or not foreseen.holds(copy, module, given, predicted):
+        return None
+    factors = []
+    for ids in expected.factors:
+        if id(ids) not in state.packed:
+            state.packed[id(ids)] = foreseen.packed(ids, state.alive)
+        live = state.packed[id(ids)]
+        if live is None:
+            return None
+        factors.append(live)
+    return state.tracker.bind(torch.empty(predicted, dtype=kind, device="meta"), factors)
+
+
+def _bind_all(state: _Pass, node: fx.Node) -> None:
+    """Before a node is run: the tensors of a layer that was expected not to be."""
+    if node.op == "get_attr":
+        held: list[Any] = [attribute(state.root, str(node.target))]
+    elif node.op == "call_module":
+        inner = walk(state.modules.get(str(node.target)) or state.root.get_submodule(str(node.target)))
+        held = [t for _, m in inner for t in (*m._parameters.values(), *m._buffers.values())]
+    else:
+        return
+    for tensor in held:
+        late = state.unbound.pop(id(tensor), None)
+        if late is not None:
+            state.bind(*late)
 
 
 def _created(state: _Pass, node: fx.Node) -> tuple[int, ...]:
@@ -322,69 +384,3 @@ def _patch_module(state: _Pass, node: fx.Node, copy: fx.Node, expected: Any, env
     predicted = _predict(state, expected)
     left = _blocks_left(state, node)
     return predicted is not None and attributes.from_values(module, tuple(given.shape), predicted, pads, left)
-
-
-def _fill(graph: ChannelGraph, root: nn.Module, by_name: dict[str, list[Axis]], order: Mapping[Axis, Ids], silent: Kept) -> None:
-    """Clause 5: real tensors in the place of the meta ones."""
-    captured = graph.program.captured
-    names = {id(tensor): name for name, tensor in captured.tensors.items()}
-    copies: dict[int, Tensor] = {}
-    total = sum(tensor.numel() * tensor.element_size() for tensor in captured.tensors.values())
-    chunk = min(max(total // 64, SMALLEST_CHUNK), LARGEST_CHUNK)
-
-    def copy(old: Tensor) -> Tensor:
-        found = copies.get(id(old))
-        if found is None:
-            name = names.get(id(old), "")
-            axes = by_name.get(name, ())
-            new = take(old, axes, order, chunk)
-            if name in silent:
-                silence(new, old.shape, axes, order, silent[name])
-            found = copies[id(old)] = like(old, new)
-        return found
-
-    for (_, target), (_, source) in zip(walk(root), captured.modules, strict=True):
-        stores: list[tuple[dict[str, Any], dict[str, Any]]] = [
-            (target._parameters, source._parameters),
-            (target._buffers, source._buffers),
-        ]
-        for new, own in stores:
-            new.update({key: old if old is None else copy(old) for key, old in own.items()})
-        for key, value in source.__dict__.items():
-            if isinstance(value, Tensor):
-                target.__dict__[key] = copy(value)
-        if "_flat_weights_names" in target.__dict__:
-            target.__dict__["_flat_weights"] = [getattr(target, name) for name in target.__dict__["_flat_weights_names"]]
-        target.__dict__.pop("_fxprune_fitted", None)
-
-
-def _module(graph: ChannelGraph, root: nn.Module, new: fx.Graph) -> fx.GraphModule:
-    captured = graph.program.captured
-    for (_, target), (_, source) in zip(walk(root), captured.modules, strict=True):
-        target.__dict__["training"] = source.training
-    slim = fx.GraphModule(root, new, captured.name)
-    _alias(slim, captured.root)
-    modes = {name: module.training for name, module in captured.modules}
-    for name, module in walk(slim):
-        module.__dict__["training"] = modes.get(name, slim.training)
-    return slim
-
-
-def _alias(slim: fx.GraphModule, root: nn.Module) -> None:
-    """A module that the original also knows by another name keeps that name, and its state-dict keys."""
-    known = walk(root)
-    if sum(child is not None for _, module in known for child in module._modules.values()) == len(known) - 1:
-        return
-    first = {id(module): name for name, module in known}
-    present = {name for name, _ in walk(slim)}
-    for name, module in root.named_modules(remove_duplicate=False):
-        own = first[id(module)]
-        if name != own and own in present and name not in present:
-            parent: nn.Module = slim
-            *path, leaf = name.split(".")
-            for part in path:
-                if part not in parent._modules:
-                    parent.add_module(part, nn.Module())
-                parent = parent.get_submodule(part)
-            if leaf not in parent._modules:
-                parent.add_module(leaf, slim.get_submodule(own))

@@ -55,9 +55,30 @@ def _row_blocks(shape: Sequence[int], axes: Sequence[Axis], order: Mapping[Axis,
     return np.searchsorted(live_blocks(axis, order), rows // (shape[0] // axis.blocks))
 
 
-def take(tensor: Tensor, axes: Sequence[Axis], order: Mapping[Axis, Ids], chunk: int = LARGEST_CHUNK) -> Tensor:
-    """The slim tensor (clauses 1 to 3), on the original's device and in its dtype and memory format."""
+Indices = dict[tuple[int, torch.device], Tensor]
+
+
+def _index(rows: Ids, device: torch.device, indices: Indices) -> Tensor:
+    key = (id(rows), device)
+    found = indices.get(key)
+    if found is None:
+        found = indices[key] = torch.from_numpy(np.ascontiguousarray(rows)).to(device)
+    return found
+
+
+def take(
+    tensor: Tensor, axes: Sequence[Axis], order: Mapping[Axis, Ids], chunk: int = LARGEST_CHUNK, indices: Indices | None = None
+) -> Tensor:
+    """The slim tensor (clauses 1 to 3), on the original's device and in its dtype and memory format.
+
+    ``indices`` remembers what axes with one array of survivors (the same object, which must outlive it) are gathered by.
+    """
     source = tensor.detach()
+    memory: Indices = {} if indices is None else indices
+    if len(axes) == 1 and source.dim() == 1:
+        rows = order[axes[0]]
+        whole = len(rows) == axes[0].size and bool((rows[1:] > rows[:-1]).all())
+        return source.clone() if whole else source.index_select(0, _index(rows, source.device, memory))
     index: list[Tensor | None] = [None] * source.dim()
     blocked: tuple[Ids, Ids] | None = None
     for axis in axes:
@@ -66,7 +87,7 @@ def take(tensor: Tensor, axes: Sequence[Axis], order: Mapping[Axis, Ids], chunk:
             inner = rows.reshape(len(live_blocks(axis, order)), -1) % tensor.shape[axis.dim]
             blocked = (inner, _row_blocks(tensor.shape, axes, order, axis))
         elif len(rows) != axis.size or not np.array_equal(rows, np.arange(axis.size)):
-            index[axis.dim] = torch.from_numpy(np.ascontiguousarray(rows)).to(source.device)
+            index[axis.dim] = _index(rows, source.device, memory)
     if (
         blocked is not None
         and blocked[0].shape[1] == tensor.shape[1]
@@ -75,8 +96,6 @@ def take(tensor: Tensor, axes: Sequence[Axis], order: Mapping[Axis, Ids], chunk:
         blocked = None
     if source.numel() == 0 or source.dim() == 0 or (blocked is None and all(i is None for i in index)):
         return source.clone(memory_format=torch.preserve_format)
-    if source.dim() == 1 and index[0] is not None:
-        return source.index_select(0, index[0])
     shape = slim_shape(tensor.shape, axes, order)
     result = torch.empty(shape, dtype=source.dtype, device=source.device)
     if source.dim() == 4 and source.is_contiguous(memory_format=torch.channels_last) and not source.is_contiguous():

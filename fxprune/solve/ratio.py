@@ -24,6 +24,7 @@ import numpy.typing as npt
 
 from fxprune.errors import BudgetError, NothingToPruneError
 from fxprune.graph.channels import ChannelGraph, ChannelGroup
+from fxprune.graph.closure import Cells
 from fxprune.provenance.factor import Ids, Mask
 from fxprune.score.scores import Scored
 
@@ -218,28 +219,48 @@ def _within_floors(
     graph: ChannelGraph, units: list[Unit], keys: Numbers, group_of: Ids, least: Ids
 ) -> tuple[list[Ids], Numbers]:
     """The units, in order, that leave every group its floor when all before them have gone, and their keys (clause 2)."""
-    left = np.array([len(g) for g in graph.groups])
+    left = [len(g) for g in graph.groups]
+    lowest = least.tolist()
+    demands = _demands(units, group_of)
     gone = np.zeros(graph.closed.count, np.bool_)
     over: set[int] = set()
     accepted, places = [], []
     for index in np.lexsort((keys[2], keys[1], keys[0])).tolist():
-        unit = units[index]
+        unit, demand, rest = units[index], demands[index], units[index].channels
         if unit.chain in over:
             continue
-        rest = unit.channels[~gone[unit.channels]] if graph.closed.families else unit.channels
-        owners = group_of[rest]
-        owners = owners[owners >= 0]
-        if not len(owners):
+        if graph.closed.families and gone[rest].any():
+            rest = rest[~gone[rest]]
+            owner = group_of[rest]
+            if len(rest) and (owner == owner[0]).all():
+                demand = [(int(owner[0]), len(rest))] if owner[0] >= 0 else []
+            else:
+                owners, many = np.unique(owner, return_counts=True)
+                demand = [(g, n) for g, n in zip(owners.tolist(), many.tolist(), strict=True) if g >= 0]
+        if not demand:
             continue
-        touched, many = (owners[:1], len(owners)) if (owners == owners[0]).all() else np.unique(owners, return_counts=True)
-        if (left[touched] - many >= least[touched]).all():
-            left[touched] -= many
+        if all(left[group] - many >= lowest[group] for group, many in demand):
+            for group, many in demand:
+                left[group] -= many
             gone[rest] = True
             accepted.append(rest)
             places.append(index)
         elif unit.chain >= 0:
             over.add(unit.chain)
     return accepted, keys[:, places]
+
+
+def _demands(units: list[Unit], group_of: Ids) -> list[list[tuple[int, int]]]:
+    """Per unit: how many channels of which groups it takes."""
+    found: list[list[tuple[int, int]]] = [[] for _ in units]
+    if units:
+        owner = group_of[np.concatenate([unit.channels for unit in units])]
+        index = np.repeat(np.arange(len(units)), [len(unit.channels) for unit in units])
+        width = int(owner.max()) + 2
+        pairs, counts = np.unique((index * width + owner)[owner >= 0], return_counts=True)
+        for pair, count in zip(pairs.tolist(), counts.tolist(), strict=True):
+            found[pair // width].append((pair % width, count))
+    return found
 
 
 def _whole(graph: ChannelGraph, value: Numbers, group_of: Ids) -> list[Unit]:
@@ -265,15 +286,26 @@ def _steps(graph: ChannelGraph, value: Numbers, round_to: int) -> tuple[list[Uni
         for cell in cells.cells:
             in_step[cell] = True
         steps = []
-        ranked = [cell[np.lexsort((cell, value[cell]))] for cell in cells.cells]
-        for step in range(cells.steps - 1):
-            parts = [own[step * (len(own) // cells.steps) : (step + 1) * (len(own) // cells.steps)] for own in ranked]
-            unit = np.concatenate(parts)
+        for unit in _ranked(cells, value):
             if not np.isfinite(value[unit]).all():
                 break
             steps.append(unit)
         units += [Unit(u, chain) for u in _bundled(steps, cells.steps, sum(len(c) for c in cells.cells) // cells.steps, round_to)]
     return units, in_step
+
+
+def _ranked(cells: Cells, value: Numbers) -> list[Ids]:
+    """The steps of linked cells, lowest scores first; the last one stays."""
+    if len({len(cell) for cell in cells.cells}) == 1:
+        table = np.sort(np.stack(cells.cells), axis=1)
+        table = np.take_along_axis(table, np.argsort(value[table], axis=1, kind="stable"), axis=1)
+        return list(table.reshape(len(table), cells.steps, -1).swapaxes(0, 1).reshape(cells.steps, -1)[:-1])
+    ranked = [cell[np.lexsort((cell, value[cell]))] for cell in cells.cells]
+    per_step = [len(own) // cells.steps for own in ranked]
+    return [
+        np.concatenate([own[step * n : (step + 1) * n] for own, n in zip(ranked, per_step, strict=True)])
+        for step in range(cells.steps - 1)
+    ]
 
 
 def _bundled(steps: list[Ids], count: int, size: int, round_to: int) -> list[Ids]:

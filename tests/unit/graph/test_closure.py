@@ -179,7 +179,7 @@ def test_cells_without_a_common_divisor_become_uniform() -> None:
 
 def test_rigid_blocks_with_one_channel_each_are_pinned() -> None:
     closed = split(8, 4, pairs=[(1, 2), (3, 4), (5, 6), (7, 8)], rigid=True)
-    found = {int(c) for components, _ in closed.rigid for c in components}
+    found = {int(c) for components, _, _ in closed.rigid for c in components}
     assert found == {int(closed.component[0])}
     assert set(closed.component.tolist()) == found
     assert split(8, 4, pairs=[(1, 2), (3, 4), (5, 6), (7, 8)]).rigid == ()

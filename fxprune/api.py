@@ -15,6 +15,7 @@ from typing import Any
 from torch import fx, nn
 
 from fxprune.errors import BudgetError, PlanMismatchError
+from fxprune.failsafe import emit_verified
 from fxprune.graph.channels import ChannelGraph
 from fxprune.pipeline import emit_settled, study, verified
 from fxprune.plan import Plan
@@ -144,10 +145,12 @@ def slim(
     keep: Sequence[str] = (),
     absorb: bool = True,
     verify: bool = True,
+    strict: bool = False,
 ) -> fx.GraphModule:
     """A physically smaller, verified version of ``model``.
 
     Args: see ``analyze`` (model, example_inputs, keep), ``plan`` (ratio, score, floor, round_to) and ``apply`` (verify).
+        strict: raise where a plan cannot be verified. Otherwise the group of channels that is to blame stays, and the plan's notes say so.
 
     Verification compares numbers for models of up to ``VERIFIED_PARAMETERS`` parameters; beyond that the slim graph's shapes and channels
     are checked node by node as always, the plan's notes say that numbers were not compared, and ``fxprune.verify`` does so on request.
@@ -165,13 +168,14 @@ def slim(
     def decide(graph: ChannelGraph) -> Plan:
         return plan(graph, ratio, budget=budget, score=score, layout=layout, floor=floor, round_to=round_to)
 
-    subject, final, module = emit_settled(subject, decide, pin=True)
     large = sum(t.numel() for t in subject.graph.tensors.values() if isinstance(t, nn.Parameter)) > VERIFIED_PARAMETERS
+    if verify and not large:
+        subject, final, module = emit_verified(subject, decide, strict=strict)
+    else:
+        subject, final, module = emit_settled(subject, decide, pin=True)
     if verify and large:
         final = replace(final, notes=(*final.notes, f"more than {VERIFIED_PARAMETERS:,} parameters: numbers were not compared"))
     attach(module, final if before is None else compose(before, final), subject.entered)
-    if verify and not large:
-        verified(subject, module, final)
     return module
 
 

@@ -59,3 +59,7 @@ class RewriteError(FxpruneError):
 
 class VerificationError(FxpruneError):
     """The slim model does not compute what the masked original computes."""
+
+
+class UnfaithfulCaptureError(VerificationError):
+    """The captured program does not compute what the model computes: no choice of channels mends that."""

@@ -24,7 +24,7 @@ from fxprune.capture.clone import same
 from fxprune.capture.concrete import ConcreteTracer
 from fxprune.capture.inputs import Inputs, given, infer
 from fxprune.capture.tracer import Captured, ChannelTracer, trace
-from fxprune.errors import CaptureError, InputError, KeepError, RewriteError, VerificationError, WeightError
+from fxprune.errors import CaptureError, InputError, KeepError, RewriteError, UnfaithfulCaptureError, WeightError
 from fxprune.graph.channels import ChannelGraph, build
 from fxprune.plan import Plan
 from fxprune.provenance.factor import Ids, Mask, Value
@@ -350,7 +350,7 @@ def _same_program(model: nn.Module, program: fx.GraphModule, inputs: Inputs) -> 
         apart = float("inf") if a.shape != b.shape else float((a - b).abs().max()) if a.is_floating_point() and a.numel() else 0.0
         scale = float(a.abs().max()) if a.is_floating_point() and a.numel() else 1.0
         if apart > SAME_PROGRAM * max(scale, 1e-12):
-            raise VerificationError(
+            raise UnfaithfulCaptureError(
                 f"the captured program does not compute what the model computes (they differ by {apart:.3g}): the model does something that "
                 "tracing cannot see. Nothing was pruned.",
                 node="output",

@@ -325,7 +325,9 @@ def verified(subject: Subject, slim: fx.GraphModule, decided: Plan) -> Evidence:
     """
     captured, inputs = subject.graph.program.captured, subject.inputs
     for name, tensor in captured.tensors.items():
-        if name in subject.graph.program.roots and tensor.is_floating_point():
+        # A mask may well hold infinities; what is learned or measured may not.
+        used = name in subject.graph.program.roots and tensor.is_floating_point()
+        if used and (isinstance(tensor, nn.Parameter) or bool(tensor.isnan().any())):
             _check_finite(name, tensor)
     program = captured.module()
     if not isinstance(subject.model, fx.GraphModule):

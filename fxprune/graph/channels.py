@@ -143,6 +143,8 @@ class ChannelGraph:
         atoms = np.zeros(self.program.recorder.atoms, np.bool_)
         for ids in self.program.recorder.readers:
             atoms[ids] = True
+        for ids in self.program.recorder.writers:
+            atoms[ids] = False
         return np.array([bool(atoms[a.start : a.start + a.size].any()) for a in self.axes], np.bool_)
 
     @cached_property

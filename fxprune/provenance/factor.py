@@ -30,7 +30,7 @@ class Value:
     factors: tuple[Ids, ...] = ()
 
 
-def support(ids: Ids) -> tuple[int, ...]:
+def support(ids: Ids | Mask) -> tuple[int, ...]:
     """The dimensions along which ``ids`` varies (clause 2; exact for canonical factors)."""
     return tuple([d for d, size in enumerate(ids.shape) if size > 1])
 
@@ -127,22 +127,30 @@ def live_sizes(
             answer the counts decide.
     """
     sizes = list(shape)
-    taken: set[int] = set()
-    for ids in factors:
-        dims = support(ids)
-        live = alive[ids]
+    for ids, live in _apart(factors, alive):
+        dims = support(live)
         if len(dims) == 1:
-            found: dict[int, int] | None = {dims[0]: int(live.sum())}
-        else:
-            found = _packed(live, dims, ids, inner)
+            sizes[dims[0]] = int(live.sum())
+            continue
+        found = _packed(live, dims, ids, inner)
         if found is None:
             return None
         for dim, size in found.items():
-            if dim in taken and sizes[dim] != size:
-                return None
             sizes[dim] = size
-            taken.add(dim)
     return tuple(sizes)
+
+
+def _apart(factors: Sequence[Ids], alive: Mask) -> list[tuple[Ids, Mask]]:
+    """Liveness by factors that share no dimension: those that do are taken together (clause 3), under the one that varies most."""
+    found: list[tuple[Ids, Mask]] = []
+    for ids in factors:
+        live = alive[ids]
+        for other, mask in [pair for pair in found if any(a > 1 and b > 1 for a, b in zip(pair[1].shape, live.shape, strict=True))]:
+            found = [pair for pair in found if pair[1] is not mask]
+            live = live & mask
+            ids = other if len(support(other)) > len(support(ids)) else ids
+        found.append((ids, live))
+    return found
 
 
 def _packed(live: Mask, dims: tuple[int, ...], ids: Ids, inner: Callable[[Ids], Sequence[int]]) -> dict[int, int] | None:

@@ -107,6 +107,7 @@ class Ledger(Protocol):
     def is_fresh(self, ids: Ids) -> bool: ...
     def interleave(self) -> None: ...
     def reads(self, ids: Ids) -> None: ...
+    def writes(self, ids: Ids) -> None: ...
     def missing(self, operator: str, ids: list[Ids]) -> None: ...
 
 
@@ -126,6 +127,7 @@ class Recorder:
     created: dict[tuple[str, int], Ids] = field(default_factory=dict)
     unproduced: set[int] = field(default_factory=set)
     readers: list[Ids] = field(default_factory=list)
+    writers: list[Ids] = field(default_factory=list)
     no_rule: dict[str, list[str]] = field(default_factory=dict)
     interleaved: bool = False
     _count: dict[str, int] = field(default_factory=dict)
@@ -190,6 +192,10 @@ class Recorder:
     def reads(self, ids: Ids) -> None:
         """These atoms are the input side of a contraction: what a removed channel is read by."""
         self.readers.append(ids.ravel())
+
+    def writes(self, ids: Ids) -> None:
+        """These atoms are carried out of a contraction or a lookup: what produces them is no reader, whatever contracts them later."""
+        self.writers.append(ids.ravel())
 
     def missing(self, operator: str, ids: list[Ids]) -> None:
         self.no_rule.setdefault(operator, []).append(self.node)

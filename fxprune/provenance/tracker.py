@@ -35,6 +35,7 @@ class Tracker(TorchDispatchMode):
         self._find = find
         self._rules: dict[Any, Rule] = {}
         self._values: dict[int, tuple[Tensor, Value]] = {}
+        self._expanded: dict[str, set[int]] = {}
         self._constants: dict[int, tuple[Tensor, Tensor]] = {}
 
     @classmethod
@@ -134,6 +135,12 @@ class Tracker(TorchDispatchMode):
         place[np.argsort(first)] = np.arange(len(first))
         return self.ledger.block(rows[np.sort(first)])[place[inverse.ravel()]].reshape(shape)
 
+    def expanded(self, count: int) -> Ids:
+        """Fresh atoms for a dimension that the current node makes by expansion."""
+        ids = self.ledger.fresh(count)
+        self._expanded.setdefault(self.ledger.node, set()).update(ids.tolist())
+        return ids
+
     def count_in(self, ids: Ids) -> None:
         """A statistic runs over these elements: atoms without a producer among them (padded zeros) count, so they stay."""
         unproduced = self.ledger.unproduced
@@ -161,6 +168,10 @@ class Tracker(TorchDispatchMode):
     def _meet(self, a: Ids, b: Ids) -> Ids:
         """What is left of two overlapping factors of an elementwise result: a factor of whole blocks of the other stands beside it."""
         varied, other = support(a), support(b)
+        if self._expanded.get(self.ledger.node):  # expanded and used within one node: a broadcast like any other
+            for thin, thick in ((a, b), (b, a)):
+                if len(support(thin)) < len(support(thick)) and self._expanded[self.ledger.node].issuperset(thin.ravel().tolist()):
+                    return thick
         if len(other) < len(varied) and varied[-1] not in other and set(other) < set(varied):
             self.blocks(a, other, b)
             return a

@@ -163,6 +163,9 @@ class Arrival:
     def reads(self, ids: Ids) -> None:
         """Known from the analysis."""
 
+    def writes(self, ids: Ids) -> None:
+        """Known from the analysis."""
+
     def missing(self, operator: str, ids: list[Ids]) -> None:
         """What it touches was pinned by the analysis."""
 

@@ -47,6 +47,8 @@ def contract(t: Tracker, a: Value, a_labels: str, b: Value, b_labels: str, out: 
             met = varied & inner
             if not met:
                 outer.append(ids)
+                if index == 1:
+                    t.ledger.writes(ids)
                 continue
             partners = [o for o in sides[1 - index] if met & {labels[d] for d in support(o)}]
             if index == 1:

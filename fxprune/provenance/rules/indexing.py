@@ -85,6 +85,7 @@ def embedding(t: Tracker, func: Any, args: Sequence[Any], kwargs: dict[str, Any]
     rank = indices.dim() + 1
     for ids in t.value(weight).factors:
         if support(ids) == (1,):
+            t.ledger.writes(ids)
             factors.append(ids.reshape((1,) * (rank - 1) + (-1,)))
         else:
             t.ledger.pin(ids, "rows of a lookup table")

@@ -125,7 +125,7 @@ def expand(t: Tracker, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -
     old = (1,) * (rank - len(value.shape)) + value.shape
     if result.is_floating_point():
         grown = [dim for dim in range(rank) if old[dim] == 1 and result.shape[dim] > 1]
-        factors += [along(t.ledger.fresh(result.shape[dim]), dim, rank) for dim in grown]
+        factors += [along(t.expanded(result.shape[dim]), dim, rank) for dim in grown]
     t.bind(result, factors)
     t.fold(func, args, kwargs, result)
     return result

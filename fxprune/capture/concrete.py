@@ -17,6 +17,7 @@ import torch.fx._symbolic_trace as symbolic
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from fxprune.capture.arguments import arguments
 from fxprune.capture.clone import clone
 from fxprune.capture.inputs import Inputs
 from fxprune.capture.tracer import ChannelProxy, ChannelTracer
@@ -159,7 +160,7 @@ class ConcreteTracer(ChannelTracer):
             return self._argument(node)
         if str(node.target).endswith("training") and node.op == "get_attr":
             return False
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), self._known)
+        args, kwargs = arguments(node, self._known)
         self._busy = True
         try:
             with self._fake, torch.no_grad():

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from fxprune.capture.arguments import arguments
 from fxprune.errors import VerificationError
 from fxprune.verify.call import tensors
 from fxprune.verify.masked import Masked, OneDtype
@@ -89,8 +90,7 @@ class Program:
             return self._placeholder(node)
         if node.op == "get_attr":
             return _attribute(self.module, str(node.target))
-        args = fx.node.map_arg(node.args, self.values.__getitem__)
-        kwargs = fx.node.map_arg(node.kwargs, self.values.__getitem__)
+        args, kwargs = arguments(node, self.values.__getitem__)
         if node.op == "output":
             return args[0]
         if node.op == "call_module":

@@ -131,6 +131,10 @@ PATTERNS = {
     "maximum over channels": Case(lambda _, x: x * x.max(1, keepdim=True).values),
     "minimum over channels": Case(lambda _, x: x - torch.min(x, 1, keepdim=True)[0]),
     "extremes of channels": Case(lambda _, x: x - x.aminmax(dim=1, keepdim=True).min / x.aminmax().max),
+    "nothing before the rows": Case(lambda _, x: torch.cat([x[:, :, :0], x], 2)),
+    "nothing behind the rows": Case(lambda _, x: torch.cat([x, x.narrow(2, 6, 0), x[:, :, 6:].transpose(2, 3).mT], 2)),
+    "rows split in none and all": Case(lambda _, x: torch.cat(x.split([0, 6], 2)[::-1], 2)),
+    "no part of the channels": Case(lambda _, x: torch.cat([x[:, :0], x, x[:, 8:]], 1)),
     "gather by a constant": Case(
         lambda _, x: x.gather(3, torch.zeros(2, 8, 6, 2, dtype=torch.int64)),
         free=False,

@@ -240,6 +240,12 @@ class ChannelGraph:
                     "floor", floor.node, f"at least {floor.least} stay: {floor.reason}", self.axes_of(channels), len(channels)
                 )
             )
+        for family in self.closed.families:
+            going = [whole for whole in family.wholes if not self.pinned[whole].any()]
+            if len(going) > 1:
+                channels = sorted({c for whole in going for c in whole.tolist()})
+                reason = f"each of {len(going)} blocks can go as a whole; one of them stays"
+                result.append(Constraint("block", family.node, reason, self.axes_of(channels), len(channels)))
         for balance in self.closed.balances:
             blocks, size = balance.blocks.shape
             reason = f"{blocks} blocks of {size} keep equally many"

@@ -8,18 +8,21 @@
 4. Balances over common channels refine each other: the cells of their common refinement lose channels in proportion to their sizes,
    so every block of every balance keeps as many as its siblings, and plans stay nested. A set of cells whose sizes have no common
    divisor cannot be thinned in step and is made uniform (3).
-5. Where an operator fixes the number of blocks (a rigid split), a channel that is all its block has is pinned.
+5. The owner of a block with one coupled channel is coupled with that channel. If the owner is ``ALIVE``, the channel is pinned.
+6. A *whole* is what goes when a block goes: the connected blocks, owners and channels. It must not share a block of any other
+   balance with what stays, nor leave a box with a hole. Wholes that blocks tie together form a family; one of a family stays.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import gcd
 
 import numpy as np
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
+from fxprune.graph.wholes import Family, wholes
 from fxprune.provenance.factor import Ids, compress, support
 from fxprune.provenance.ledger import Recorder
 
@@ -44,7 +47,7 @@ class Cells:
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """Components per atom, balances, and what is thinned in step."""
+    """Components per atom, balances, what is thinned in step, and what goes as a whole. ``owners`` never go by themselves."""
 
     component: Ids
     count: int
@@ -52,6 +55,8 @@ class Closed:
     cells: tuple[Cells, ...]
     uniform: frozenset[int]
     rigid: tuple[tuple[Ids, str], ...] = ()
+    families: tuple[Family, ...] = ()
+    owners: Ids = field(default_factory=lambda: np.zeros(0, np.int64))
 
 
 def close(recorder: Recorder, uniform: frozenset[int] = frozenset()) -> Closed:
@@ -67,9 +72,15 @@ def close(recorder: Recorder, uniform: frozenset[int] = frozenset()) -> Closed:
         balances, clash = _balances(recorder, component, uniform)
         cells, stuck = _refine(balances, count)
         more = clash | stuck
-        if not more - uniform:
-            return Closed(component, count, tuple(b for _, b in balances), cells, uniform, _rigid(recorder, component))
+        alone = _alone(recorder, component)
+        if not more - uniform and not len(alone[0]):
+            found_blocks = [(component[b.rows], component[b.owner], b.node) for b in recorder.blocks]
+            families, owners = wholes(found_blocks, [b.blocks for _, b in balances], _boxes(recorder, component), component[0], count)
+            return Closed(
+                component, count, tuple(b for _, b in balances), cells, uniform, _rigid(recorder, component), families, owners
+            )
         uniform |= more
+        left, right = np.concatenate([left, alone[0]]), np.concatenate([right, alone[1]])
 
 
 def _raw(recorder: Recorder) -> tuple[Ids, Ids]:
@@ -100,29 +111,56 @@ def _balances(recorder: Recorder, component: Ids, uniform: frozenset[int]) -> tu
         channels = compress(component[split.ids])
         if len(support(channels)) < 2:
             continue
-        blocks = _as_blocks(channels)
-        distinct = len(np.unique(blocks)) == blocks.size
         if index in uniform:
             continue
-        if not distinct or (blocks.shape[1] <= SHORTEST_RUN and blocks.shape[0] > blocks.shape[1]):
+        blocks, distinct = _distinct(_as_blocks(channels))
+        short = blocks.shape[1] <= SHORTEST_RUN and blocks.shape[0] > blocks.shape[1] and not split.rigid
+        if not distinct or short:
             clash.add(index)
-            continue
-        found.setdefault(
-            bytes(str(blocks.shape), "ascii") + np.sort(blocks, axis=1).tobytes(), (index, Balance(blocks, split.node))
-        )
+        elif len(blocks) > 1:
+            found.setdefault(
+                bytes(str(blocks.shape), "ascii") + np.sort(blocks, axis=1).tobytes(), (index, Balance(blocks, split.node))
+            )
     return list(found.values()), clash
+
+
+def _distinct(blocks: Ids) -> tuple[Ids, bool]:
+    """Blocks without those that hold the same channels as another (queries and keys), and whether what is left is disjoint."""
+    if len(np.unique(blocks)) == blocks.size:
+        return blocks, True
+    _, first = np.unique(np.sort(blocks, axis=1), axis=0, return_index=True)
+    blocks = blocks[np.sort(first)]
+    return blocks, len(np.unique(blocks)) == blocks.size
+
+
+def _alone(recorder: Recorder, component: Ids) -> tuple[Ids, Ids]:
+    """Couplings of owners with the only coupled channel of their block (clause 5) that are not closed yet."""
+    empty = np.zeros(0, np.int64)
+    found = [(empty, empty)]
+    for block in recorder.blocks:
+        rows = component[block.rows]
+        apart = (rows == rows[:, :1]).all(axis=1) & (component[block.owner] != rows[:, 0])
+        if apart.any():
+            found.append((block.rows[apart, 0], block.owner[apart]))
+    return np.concatenate([a for a, _ in found]), np.concatenate([b for _, b in found])
 
 
 def _rigid(recorder: Recorder, component: Ids) -> tuple[tuple[Ids, str], ...]:
     """Channels that are all their block has, where an operator fixes the number of blocks (clause 5)."""
     found = []
-    for split in recorder.splits:
-        if split.rigid:
-            blocks = component[split.ids]
-            whole = blocks[:, 0][(blocks == blocks[:, :1]).all(axis=1)]
-            if (len(whole) and not (whole == whole[0]).all()) or (len(whole) and len(blocks) > 1 and blocks.size == len(blocks)):
-                found.append((np.unique(whole), split.node))
+    for block in recorder.blocks:
+        fixed = block.rows[block.owner == 0]
+        rows = component[fixed]
+        whole = rows[:, 0][(rows == rows[:, :1]).all(axis=1)]
+        if len(whole):
+            found.append((np.unique(whole), block.node))
     return tuple(found)
+
+
+def _boxes(recorder: Recorder, component: Ids) -> list[Ids]:
+    """Splits whose blocks are laid out in several dimensions."""
+    found = [compress(component[s.ids]) for s in recorder.splits if s.ids.ndim > 2 and len(support(s.ids)) > 2]
+    return [ids for ids in found if len(support(ids)) > 2]
 
 
 def _refine(balances: list[tuple[int, Balance]], count: int) -> tuple[tuple[Cells, ...], set[int]]:

@@ -93,6 +93,10 @@ def _axis_lines(graph: ChannelGraph, number: int) -> list[str]:
         if np.isin(own, balance.blocks).any():
             blocks, size = balance.blocks.shape
             lines.append(f"    balance at node {balance.node!r}: {blocks} blocks of {size} keep equally many each")
+    for family in graph.closed.families:
+        going = [whole for whole in family.wholes if np.isin(own, whole).any() and not graph.pinned[whole].any()]
+        if len(going) > 1:
+            lines.append(f"    block at node {family.node!r}: {len(going)} blocks can go as a whole, all but one")
     for node, reason, count in _pins(graph, own):
         lines.append(f"    pinned at node {node!r}: {reason} ({count} channels)")
     return lines

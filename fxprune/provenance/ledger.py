@@ -4,10 +4,13 @@
 2. ``pin(ids, reason)``: these atoms can never go.
 3. ``split(ids)``: a view laid one run of channels out in several dimensions; all but the last are blocks, and every block must
    keep equally many (decided after closing the couplings, since dimensions along which the coupled channels do not vary
-   are no blocks). A *rigid* split has (blocks, channels per block) and a number of blocks that an operator fixes (its groups).
+   are no blocks). A *rigid* split has (blocks, channels per block), and is written down by ``block``.
 4. ``part(ids, token)``: these atoms are the channels of a strict part of a value; channels of different parts are different kinds.
 5. ``floor(ids, least)``: at least so many of these channels stay.
 6. ``fresh(n)``: n atoms without a producer (zero padding, constants, expanded dimensions).
+7. ``block(rows, owner)``: ``owner[i]`` lives as long as one atom of ``rows[i]`` does: what is left of a run of channels after they were
+   added up (the scores of an attention head), or the group of a convolution. A block goes as a whole, together with whatever its
+   owner is coupled with. ``ALIVE`` as the owner: the operator fixes the number of blocks.
 
 Couplings are gathered raw and closed once (graph/closure.py).
 """
@@ -70,6 +73,15 @@ class Split:
 
 
 @dataclass(frozen=True, slots=True)
+class Block:
+    """Runs of atoms (one per row) and the atoms that live as long as something of them does (clause 7)."""
+
+    rows: Ids
+    owner: Ids
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
 class Floor:
     """At least ``least`` of these channels stay (clause 5)."""
 
@@ -87,7 +99,8 @@ class Ledger(Protocol):
 
     def couple(self, a: Ids, b: Ids) -> None: ...
     def pin(self, ids: Ids, reason: str) -> None: ...
-    def split(self, ids: Ids, rigid: bool = False) -> None: ...
+    def split(self, ids: Ids) -> None: ...
+    def block(self, rows: Ids, owner: Ids | None = None) -> Ids: ...
     def part(self, ids: Ids, token: str) -> None: ...
     def floor(self, ids: Ids, least: int, reason: str) -> None: ...
     def fresh(self, count: int) -> Ids: ...
@@ -107,6 +120,7 @@ class Recorder:
     couplings: list[Coupling] = field(default_factory=list)
     pins: list[Pin] = field(default_factory=list)
     splits: list[Split] = field(default_factory=list)
+    blocks: list[Block] = field(default_factory=list)
     parts: list[tuple[str, Ids]] = field(default_factory=list)
     floors: list[Floor] = field(default_factory=list)
     created: dict[tuple[str, int], Ids] = field(default_factory=dict)
@@ -126,11 +140,15 @@ class Recorder:
         self.atoms += count
         return ids
 
-    def fresh(self, count: int) -> Ids:
+    def _create(self, count: int) -> Ids:
         ids = self._take(count)
         index = self._count.get(self.node, 0)
         self._count[self.node] = index + 1
         self.created[(self.node, index)] = ids
+        return ids
+
+    def fresh(self, count: int) -> Ids:
+        ids = self._create(count)
         self.unproduced.update(ids.tolist())
         return ids
 
@@ -151,8 +169,17 @@ class Recorder:
     def pin(self, ids: Ids, reason: str) -> None:
         self.pins.append(Pin(ids.ravel(), self.node, reason))
 
-    def split(self, ids: Ids, rigid: bool = False) -> None:
-        self.splits.append(Split(ids, self.node, rigid))
+    def split(self, ids: Ids) -> None:
+        self.splits.append(Split(ids, self.node))
+
+    def block(self, rows: Ids, owner: Ids | None = None) -> Ids:
+        owner = self._create(len(rows)) if owner is None else owner
+        if rows.shape[1] == 1:
+            self.couple(owner, rows[:, 0])
+        else:
+            self.blocks.append(Block(rows, owner, self.node))
+            self.splits.append(Split(rows, self.node, True))
+        return owner
 
     def part(self, ids: Ids, token: str) -> None:
         self.parts.append((f"{self.node}:{token}", ids.ravel()))

@@ -116,6 +116,24 @@ class Tracker(TorchDispatchMode):
                 ids = first
         return compress(ids)
 
+    def blocks(self, ids: Ids, dims: Iterable[int], owner: Ids | None = None) -> Ids:
+        """The factor along ``dims`` that says where something of ``ids`` is left (ledger.py, clause 7). Equal blocks share an owner."""
+        varied = support(ids)
+        lead = [d for d in varied if d in dims]
+        order = [*lead, *(d for d in range(ids.ndim) if d not in lead)]
+        sizes = [ids.shape[d] for d in lead]
+        rows = np.ascontiguousarray(ids.transpose(order)).reshape(int(np.prod(sizes)), -1)
+        shape = [ids.shape[d] if d in lead else 1 for d in range(ids.ndim)]
+        if owner is not None:
+            self.ledger.block(rows, np.broadcast_to(owner, shape).ravel())
+            return owner
+        if len(np.unique(rows[:, 0])) == len(rows):
+            return self.ledger.block(rows).reshape(shape)
+        _, first, inverse = np.unique(rows, axis=0, return_index=True, return_inverse=True)
+        place = np.empty(len(first), np.int64)
+        place[np.argsort(first)] = np.arange(len(first))
+        return self.ledger.block(rows[np.sort(first)])[place[inverse.ravel()]].reshape(shape)
+
     def count_in(self, ids: Ids) -> None:
         """A statistic runs over these elements: atoms without a producer among them (padded zeros) count, so they stay."""
         unproduced = self.ledger.unproduced
@@ -133,20 +151,34 @@ class Tracker(TorchDispatchMode):
             for ids in factors:
                 clashes = [i for i, other in enumerate(out) if overlaps(ids, other)]
                 for i in clashes:
-                    self.couple(out[i], ids)
-                    if len(support(ids)) > len(support(out[i])):
-                        out[i] = ids
+                    out[i] = self._meet(out[i], ids)
                 if not clashes:
                     out.append(ids)
         if len(values) > 1:
             out = [ids for ids in out if not self._meets_constant(ids, rank, values, aligned)]
         return out
 
+    def _meet(self, a: Ids, b: Ids) -> Ids:
+        """What is left of two overlapping factors of an elementwise result: a factor of whole blocks of the other stands beside it."""
+        varied, other = support(a), support(b)
+        if len(other) < len(varied) and varied[-1] not in other and set(other) < set(varied):
+            self.blocks(a, other, b)
+            return a
+        if len(varied) < len(other) and other[-1] not in varied and set(varied) < set(other):
+            self.blocks(b, varied, a)
+            return b
+        self.couple(a, b)
+        return b if len(other) > len(varied) else a
+
     def _meets_constant(self, ids: Ids, rank: int, values: Sequence[Value], aligned: Sequence[Sequence[Ids]]) -> bool:
         for value, factors in zip(values, aligned, strict=True):
             offset = rank - len(value.shape)
-            full = any(d >= offset and value.shape[d - offset] != 1 for d in support(ids))
+            varied = support(ids)
+            full = [d for d in varied if d >= offset and value.shape[d - offset] != 1]
             if full and not any(overlaps(ids, other) for other in factors):
+                if varied[-1] not in full:  # one number per block: no block may vanish, but each may be thinned
+                    self.blocks(ids, full, np.zeros([s if d in full else 1 for d, s in enumerate(ids.shape)], np.int64))
+                    continue
                 self.ledger.pin(ids, "an operand of full size has channels that cannot go (a constant, or the model's input)")
                 return True
         return False

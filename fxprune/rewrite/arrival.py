@@ -4,7 +4,8 @@
    coupled channels must now be equal, position by position.
 2. If they differ only in order, and one of them is a parameter's own axis that nothing has used yet, that axis takes the order of the
    other (its weights are gathered in the order in which elements arrive). Otherwise it is an ``OrderConflictError``.
-3. Atoms without a producer get the original's surviving ones, matched by their number.
+3. Atoms without a producer get the original's surviving ones, matched by their number. What is left of a block must arrive beside the
+   owner that it had.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 
 from fxprune.errors import RewriteError
 from fxprune.provenance.factor import Ids, Mask
-from fxprune.provenance.ledger import Axis
+from fxprune.provenance.ledger import Axis, Block
 
 
 class OrderConflictError(RewriteError):
@@ -35,6 +36,7 @@ class Arrival:
     alive: Mask
     created: Mapping[tuple[str, int], Ids]
     order: dict[Axis, Ids]
+    blocks: Mapping[str, list[Block]] = field(default_factory=dict)
     unproduced: set[int] = field(default_factory=set)
     node: str = ""
     roots: dict[int, tuple[Axis, Ids]] = field(default_factory=dict)
@@ -130,8 +132,27 @@ class Arrival:
     def pin(self, ids: Ids, reason: str) -> None:
         """Nothing that is pinned has gone."""
 
-    def split(self, ids: Ids, rigid: bool = False) -> None:
+    def split(self, ids: Ids) -> None:
         """Balances were met by the solver; the shapes show it."""
+
+    def block(self, rows: Ids, owner: Ids | None = None) -> Ids:
+        """Clause 3."""
+        found = self.fresh(len(rows)) if owner is None else owner
+        self._use(found)
+        self._use(rows)
+        known = self.blocks.get(self.node, ())
+        if rows.shape[1] > 1 and known and (found > 0).any():
+            stride = len(self.component)
+            pairs = np.concatenate([(b.rows * stride + self.component[b.owner][:, None]).ravel() for b in known])
+            here = rows * stride + self.component[found][:, None]
+            strange = ~np.isin(here, pairs) & (rows > 0) & (found > 0)[:, None]
+            if strange.any():
+                raise OrderConflictError(
+                    f"at node {self.node!r} blocks of channels arrive beside what belongs to other blocks.",
+                    self.node,
+                    np.unique(self.component[rows[strange]]),
+                )
+        return found
 
     def part(self, ids: Ids, token: str) -> None:
         """Kinds matter to the solver only."""

@@ -65,8 +65,12 @@ def _convolution(module: Any, original: Any, living: int) -> None:
     _set(module, groups=groups, in_channels=ins, out_channels=outs)
 
 
-def from_values(module: nn.Module, given: tuple[int, ...], predicted: tuple[int, ...], pads: list[int] | None) -> bool:
+def from_values(
+    module: nn.Module, given: tuple[int, ...], predicted: tuple[int, ...], pads: list[int] | None, blocks: int = 0
+) -> bool:
     """Clause 2, in place. ``given`` and ``predicted`` are the slim shapes of input and output; True if something changed.
+
+    ``blocks``: how many blocks (groups) are left, where some have gone.
 
     Raises:
         RewriteError: the module was already fitted to another width.
@@ -78,6 +82,7 @@ def from_values(module: nn.Module, given: tuple[int, ...], predicted: tuple[int,
         module.num_features = given[1]
     elif isinstance(module, nn.GroupNorm):
         module.num_channels = given[1]
+        module.num_groups = blocks or module.num_groups
     elif isinstance(module, nn.Unflatten):
         unflatten: Any = module
         dim = int(unflatten.dim) % len(given)

@@ -27,7 +27,7 @@ from fxprune.graph.channels import ChannelGraph
 from fxprune.plan import Kept
 from fxprune.provenance.factor import Ids, Mask, Value, live_sizes, support
 from fxprune.provenance.interpret import attribute, evaluate, evaluation_clone
-from fxprune.provenance.ledger import Axis
+from fxprune.provenance.ledger import Axis, Block
 from fxprune.provenance.rules import find
 from fxprune.provenance.tracker import Tracker
 from fxprune.rewrite import attributes, literals
@@ -75,9 +75,12 @@ def emit(graph: ChannelGraph, removed: Mask, inputs: Inputs, silent: Kept | None
     by_name: dict[str, list[Axis]] = {}
     for axis in graph.axes:
         by_name.setdefault(axis.name, []).append(axis)
+    blocks: dict[str, list[Block]] = {}
+    for block in graph.program.recorder.blocks:
+        blocks.setdefault(block.node, []).append(block)
     reordered = False
     for _ in range(PASSES):
-        arrival = Arrival(component, alive, graph.program.recorder.created, order, graph.program.recorder.unproduced)
+        arrival = Arrival(component, alive, graph.program.recorder.created, order, blocks, graph.program.recorder.unproduced)
         try:
             new, root = _run(graph, alive, arrival, by_name, inputs)
         except OrderConflictError:
@@ -151,7 +154,7 @@ def _nodes(state: _Pass, inputs: Inputs) -> fx.Graph:
 
 def _node(state: _Pass, node: fx.Node, copy: fx.Node, env: dict[fx.Node, Any]) -> Any:
     expected = state.graph.nodes[node.name]
-    if not _always(node, copy, env):
+    if not _always(state, node, copy, env):
         result, problem = _attempt(state, copy, expected, env)
         if problem is None:
             return result
@@ -171,12 +174,31 @@ def _node(state: _Pass, node: fx.Node, copy: fx.Node, env: dict[fx.Node, Any]) -
     )
 
 
-def _always(node: fx.Node, copy: fx.Node, env: dict[fx.Node, Any]) -> bool:
+def _created(state: _Pass, node: fx.Node) -> tuple[int, ...]:
+    """Live counts of the atoms without a producer that a node created."""
+    created = state.arrival.created
+    counts: list[int] = []
+    while (node.name, len(counts)) in created:
+        counts.append(int(state.alive[created[(node.name, len(counts))]].sum()))
+    return tuple(counts)
+
+
+def _blocks_left(state: _Pass, node: fx.Node) -> int:
+    """How many of a node's blocks live, where some have gone; 0 otherwise."""
+    ids = state.arrival.created.get((node.name, 0))
+    return int(state.alive[ids].sum()) if ids is not None and not state.alive[ids].all() else 0
+
+
+def _always(state: _Pass, node: fx.Node, copy: fx.Node, env: dict[fx.Node, Any]) -> bool:
     """The node's literals are positions or numbers, which a shape does not check."""
+    if node.op == "call_module":
+        return isinstance(state.root.get_submodule(str(node.target)), nn.GroupNorm) and _blocks_left(state, node) > 0
     if node.op not in ("call_function", "call_method"):
         return False
     if node.target in literals.ALWAYS:
         return True
+    if node.target in literals.BLOCKS:
+        return _blocks_left(state, node) > 0
     if node.target not in literals.ARITHMETIC:
         return False
     values = [env.get(arg) for arg in copy.args if isinstance(arg, fx.Node)]
@@ -269,19 +291,13 @@ def _shapes(state: _Pass, expected: Any) -> Any:
 def _patch_call(state: _Pass, node: fx.Node, copy: fx.Node, expected: Any, env: dict[fx.Node, Any]) -> bool:
     originals = fx.node.map_arg((node.args, node.kwargs), lambda n: state.graph.nodes[n.name])
     slim = fx.node.map_arg((copy.args, copy.kwargs), lambda n: env[n])
-    created = state.arrival.created
-    counts, k = [], 0
-    while (node.name, k) in created:
-        counts.append(int(state.alive[created[(node.name, k)]].sum()))
-        k += 1
-
     def constant(part: Any) -> Tensor | None:
         if isinstance(part, fx.Node) and part.op == "get_attr":
             found = attribute(state.graph.program.captured.root, str(part.target))
             return found if isinstance(found, Tensor) and not found.is_floating_point() else None
         return None
 
-    site = literals.Site(copy, originals, slim, _shapes(state, expected), state.alive, tuple(counts), constant)
+    site = literals.Site(copy, originals, slim, _shapes(state, expected), state.alive, _created(state, node), constant)
     call = literals.patch(site)
     if call is None:
         return False
@@ -301,15 +317,11 @@ def _patch_module(state: _Pass, node: fx.Node, copy: fx.Node, expected: Any, env
     padding = getattr(module, "padding", None)
     pads = None
     if isinstance(module, nn.modules.padding._ConstantPadNd) and isinstance(padding, tuple):
-        created = state.arrival.created
-        counts, k = [], 0
-        while (node.name, k) in created:
-            counts.append(int(state.alive[created[(node.name, k)]].sum()))
-            k += 1
-        site = literals.Site(copy, ((value,), {}), ((given,), {}), None, state.alive, tuple(counts), lambda _: None)
+        site = literals.Site(copy, ((value,), {}), ((given,), {}), None, state.alive, _created(state, node), lambda _: None)
         pads = literals.pad_counts(site, value, list(padding))
     predicted = _predict(state, expected)
-    return predicted is not None and attributes.from_values(module, tuple(given.shape), predicted, pads)
+    left = _blocks_left(state, node)
+    return predicted is not None and attributes.from_values(module, tuple(given.shape), predicted, pads, left)
 
 
 def _fill(graph: ChannelGraph, root: nn.Module, by_name: dict[str, list[Axis]], order: Mapping[Axis, Ids], silent: Kept) -> None:

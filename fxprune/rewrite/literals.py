@@ -141,18 +141,25 @@ def _normalized(site: Site) -> Call | None:
 
 
 def _convolution(site: Site) -> Call | None:
-    """Depthwise functional convolutions: as many groups as channels are left."""
+    """Functional convolutions: depthwise ones have as many groups as channels are left, grouped ones as many as blocks."""
     node = site.node
-    x, weight = site.slim[0][0], _argument(*site.slim, 1, "weight")
+    x = site.slim[0][0]
     place = 7 if "transpose" in str(node.target) else 6
     groups = _argument(*site.original, place, "groups", 1)
     whole = _argument(*site.original, 0, "input").shape[1]
-    if groups == 1 or groups != whole:
+    if groups == 1 or (groups != whole and not site.created):
         return None
-    del weight
+    left = int(x.shape[1]) if groups == whole else site.created[0]
     kwargs = {key: value for key, value in node.kwargs.items() if key != "groups"}
     args = node.args[:place]
-    return node.target, args, {**kwargs, "groups": int(x.shape[1])}
+    return node.target, args, {**kwargs, "groups": left}
+
+
+def _group_norm(site: Site) -> Call | None:
+    """As many groups as blocks are left."""
+    node = site.node
+    kwargs = {key: value for key, value in node.kwargs.items() if key != "num_groups"}
+    return node.target, (node.args[0], site.created[0], *node.args[2:]), kwargs
 
 
 def _pad(site: Site) -> Call | None:
@@ -355,6 +362,7 @@ FUNCTIONS: dict[Any, Callable[[Site], Call | None]] = {
     torch.full: _full(0),
     **dict.fromkeys((F.layer_norm, torch.layer_norm, F.rms_norm), _normalized),
     **dict.fromkeys((F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d), _convolution),
+    **dict.fromkeys((F.group_norm, torch.group_norm), _group_norm),
     F.pad: _pad,
     torch.narrow: _narrow,
     torch.select: _select,
@@ -372,6 +380,7 @@ ARITHMETIC = frozenset(
         *(name + end for name in "add sub mul div true_divide floor_divide pow".split() for end in ("", "_")),
     }
 )
+BLOCKS = frozenset({F.group_norm, torch.group_norm})
 ALWAYS = frozenset(
     {
         operator.getitem,

@@ -72,6 +72,10 @@ def removed_channels(graph: ChannelGraph, plan: Plan) -> Mask:
             here[own[live]] = True
     for axis in axes.values():  # what the plan does not name stays
         here[component[axis.start : axis.start + axis.size]] = True
+    for block in graph.program.recorder.blocks:  # the owner of a block lives as long as something of the block
+        dead = gone[component[block.rows]].all(axis=1) & (block.owner > 0)
+        gone[component[block.owner[dead]]] = True
+        here[component[block.owner[~dead]]] = True
     torn = np.flatnonzero(gone & here)
     if len(torn):
         label = ", ".join(graph.axes_of(torn[:1].tolist())[:3])

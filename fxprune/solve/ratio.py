@@ -1,10 +1,11 @@
 """The global threshold: one elimination order for all ratios.
 
-1. A *unit* is what goes at once: one coupled channel, or a step of cells that are thinned together (closure.py, clause 4), or, with
-   ``round_to``, as many of these as keep the group's width a multiple.
+1. A *unit* is what goes at once: one coupled channel, a step of cells that are thinned together (closure.py, clause 4), a whole head or
+   convolution group (wholes.py), or, with ``round_to``, as many of the first two as keep the group's width a multiple.
 2. Units are ordered by the mean score of their channels (ties by their rank within their group, so that equal scores are cut evenly
    everywhere, then by first channel). A unit that would leave a group with less than
-   its floor is passed over, whatever the ratio.
+   its floor is passed over, whatever the ratio; so are later steps of its cells.
+   A channel of a step and of a whole goes with whichever is first. A whole that is the last of its tie stays.
 3. A ratio takes a prefix of that order: the one whose share of removed channels is closest to what was asked. Hence a larger
    ratio never keeps a channel that a smaller one removes.
 4. The share counts batch-norm channels (Liu et al. 2017); a coupled channel without one counts its producers' channels.
@@ -126,6 +127,14 @@ def _weights(graph: ChannelGraph) -> Ids:
 
 
 @dataclass(frozen=True, slots=True)
+class Unit:
+    """What goes at once; ``chain``: the cells it is a step of, or -1."""
+
+    channels: Ids
+    chain: int = -1
+
+
+@dataclass(frozen=True, slots=True)
 class Order:
     """Units one after another: ``channels[starts[i] : starts[i + 1]]`` is the i-th to go."""
 
@@ -156,6 +165,7 @@ def _order(graph: ChannelGraph, scored: Scored, floor: float, round_to: int) -> 
         if len(owners) == 1 and owners[0] >= 0:
             least[owners[0]] = max(least[owners[0]], share)
     joint, in_step = _steps(graph, value, round_to)
+    in_step[graph.closed.owners] = True
     place_in_group = np.zeros(graph.closed.count)
     for cells in graph.closed.cells:
         for cell in cells.cells:
@@ -171,15 +181,19 @@ def _order(graph: ChannelGraph, scored: Scored, floor: float, round_to: int) -> 
         if round_to == 1 and index not in shared:
             singles.append(ranked[: len(ranked) - least[index]])
         else:
-            joint += _bundled([ranked[i : i + 1] for i in range(len(ranked))], len(ranked), 1, round_to)
-    accepted = _within_floors(graph, joint, value, group_of, least)
+            joint += [Unit(u) for u in _bundled([ranked[i : i + 1] for i in range(len(ranked))], len(ranked), 1, round_to)]
+    if round_to == 1 and graph.closed.families:
+        owned = group_of[graph.closed.owners]
+        least[owned[owned >= 0]] = np.maximum(least[owned[owned >= 0]], 1)
+        joint = joint + _whole(graph, value, group_of)
+    keys = _keys(joint, value, group_of, place_in_group)
+    accepted, keys = _within_floors(graph, joint, keys, group_of, least)
     alone = np.concatenate([np.zeros(0, np.int64), *singles])
     channels = np.concatenate([alone, *accepted])
     lengths = np.concatenate([np.ones(len(alone), np.int64), np.array([len(u) for u in accepted], np.int64)])
     unit = np.repeat(np.arange(len(lengths)), lengths)
-    score = np.concatenate([value[alone], np.array([value[u].mean() for u in accepted])])
-    first = np.concatenate([alone, np.array([u.min() for u in accepted], np.int64)])
-    spread = np.concatenate([place_in_group[alone], np.array([place_in_group[u].mean() for u in accepted])])
+    score, spread = (np.concatenate([own[alone], keys[i]]) for i, own in enumerate((value, place_in_group)))
+    first = np.concatenate([alone, keys[2].astype(np.int64)])
     ranks = np.empty(len(lengths), np.int64)
     place = np.lexsort((first, spread, score))
     ranks[place] = np.arange(len(lengths))
@@ -187,29 +201,67 @@ def _order(graph: ChannelGraph, scored: Scored, floor: float, round_to: int) -> 
     return Order(channels[np.argsort(ranks[unit], kind="stable")], starts)
 
 
-def _within_floors(graph: ChannelGraph, units: list[Ids], value: Numbers, group_of: Ids, least: Ids) -> list[Ids]:
-    """The units, in order, that leave every group its floor when all before them have gone."""
+def _keys(units: list[Unit], value: Numbers, group_of: Ids, place_in_group: Numbers) -> Numbers:
+    """What units are ordered by: mean score, mean place in the group, first channel; shape (3, units). Owners without weights do not count."""
     if not units:
-        return []
-    flat, lengths = np.concatenate(units), np.array([len(u) for u in units])
+        return np.zeros((3, 0))
+    flat, lengths = np.concatenate([unit.channels for unit in units]), np.array([len(unit.channels) for unit in units])
     starts = np.concatenate([[0], lengths.cumsum()])[:-1]
-    means = np.add.reduceat(value[flat], starts) / lengths
+    scored = group_of[flat] >= 0
+    counts = np.maximum(np.add.reduceat(scored.astype(np.int64), starts), 1)
+    means = np.add.reduceat(np.where(scored, value[flat], 0.0), starts) / counts
+    places = np.add.reduceat(np.where(scored, place_in_group[flat], 0.0), starts) / counts
+    return np.stack([means, places, np.minimum.reduceat(flat, starts).astype(np.float64)])
+
+
+def _within_floors(
+    graph: ChannelGraph, units: list[Unit], keys: Numbers, group_of: Ids, least: Ids
+) -> tuple[list[Ids], Numbers]:
+    """The units, in order, that leave every group its floor when all before them have gone, and their keys (clause 2)."""
     left = np.array([len(g) for g in graph.groups])
-    accepted = []
-    for index in np.lexsort((np.minimum.reduceat(flat, starts), means)).tolist():
-        owners = group_of[units[index]]
+    gone = np.zeros(graph.closed.count, np.bool_)
+    over: set[int] = set()
+    accepted, places = [], []
+    for index in np.lexsort((keys[2], keys[1], keys[0])).tolist():
+        unit = units[index]
+        if unit.chain in over:
+            continue
+        rest = unit.channels[~gone[unit.channels]] if graph.closed.families else unit.channels
+        owners = group_of[rest]
+        owners = owners[owners >= 0]
+        if not len(owners):
+            continue
         touched, many = (owners[:1], len(owners)) if (owners == owners[0]).all() else np.unique(owners, return_counts=True)
         if (left[touched] - many >= least[touched]).all():
             left[touched] -= many
-            accepted.append(units[index])
-    return accepted
+            gone[rest] = True
+            accepted.append(rest)
+            places.append(index)
+        elif unit.chain >= 0:
+            over.add(unit.chain)
+    return accepted, keys[:, places]
 
 
-def _steps(graph: ChannelGraph, value: Numbers, round_to: int) -> tuple[list[Ids], Mask]:
+def _whole(graph: ChannelGraph, value: Numbers, group_of: Ids) -> list[Unit]:
+    """Whole heads and groups, lowest first, as long as every tie keeps one."""
+    units = []
+    for family in graph.closed.families:
+        free = [i for i, whole in enumerate(family.wholes) if not graph.pinned[whole].any()]
+        scores = {i: float(value[family.wholes[i]][group_of[family.wholes[i]] >= 0].mean()) for i in free}
+        left = [set(tie) for tie in family.ties]
+        for i in sorted(free, key=lambda i: (scores[i], i)):
+            if np.isfinite(scores[i]) and all(len(tie) > 1 for tie in left if i in tie):
+                for tie in left:
+                    tie.discard(i)
+                units.append(Unit(family.wholes[i]))
+    return units
+
+
+def _steps(graph: ChannelGraph, value: Numbers, round_to: int) -> tuple[list[Unit], Mask]:
     """Units of cells that are thinned in step, and the channels that go in no other way."""
-    units: list[Ids] = []
+    units: list[Unit] = []
     in_step = np.zeros(graph.closed.count, np.bool_)
-    for cells in graph.closed.cells:
+    for chain, cells in enumerate(graph.closed.cells):
         for cell in cells.cells:
             in_step[cell] = True
         steps = []
@@ -220,7 +272,7 @@ def _steps(graph: ChannelGraph, value: Numbers, round_to: int) -> tuple[list[Ids
             if not np.isfinite(value[unit]).all():
                 break
             steps.append(unit)
-        units += _bundled(steps, cells.steps, sum(len(c) for c in cells.cells) // cells.steps, round_to)
+        units += [Unit(u, chain) for u in _bundled(steps, cells.steps, sum(len(c) for c in cells.cells) // cells.steps, round_to)]
     return units, in_step
 
 

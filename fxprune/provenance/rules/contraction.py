@@ -4,11 +4,12 @@
 2. A factor that varies along a contracted label is coupled with the other operand's factor there (elementwise, broadcasting
    over other labels) and ends. Where the other operand has none, it is pinned: there is nothing to slice.
 3. A factor that varies only along outer labels is carried to the result; factors along a batch label of both are coupled. One that
-   varies along batch labels and others (the channels of a head) is carried or ends likewise; its batch entries keep equally many.
+   varies along a batch label and others (the channels of a head) is carried or ends likewise; its batch entries are blocks, each of which
+   is left on both sides or on none. Where all its channels ended, the result carries the owners of the blocks.
 4. A convolution contracts channels. Along a spatial dimension its input's factors must not vary: they are coupled along it
    (``smear``); what varies only along space is carried by a pointwise window and pinned otherwise.
-5. A grouped convolution is block-diagonal: channel c = (block, j) of the input meets entry j in the rows of its block. Blocks on
-   both sides record splits (each block keeps equally many).
+5. A grouped convolution is block-diagonal: channel c = (block, j) of the input meets entry j in the rows of its block. A block keeps
+   as many as its siblings, on either side, or goes as a whole on both.
 6. Depthwise (one input channel per block): the input channel and its outputs live and die together. With several outputs per input at
    least two inputs stay: a convolution with one group would be another kind of layer, with other couplings, in a second round.
 """
@@ -41,30 +42,50 @@ def contract(t: Tracker, a: Value, a_labels: str, b: Value, b_labels: str, out: 
     for index, factors in enumerate(sides):
         for ids in factors:
             varied = {labels[d] for d in support(ids)}
-            if varied & batch and varied - batch:
-                _rigid(t, ids, labels, batch)
-            met = varied & inner or (varied if varied <= batch else set())
-            partners = [o for o in sides[1 - index] if met & {labels[d] for d in support(o)}]
-            if met and index == 1 and varied & inner:
-                t.ledger.reads(ids)
-            if met and not partners:
-                t.ledger.pin(ids, CONSTANT if varied & inner else BATCH)
+            if varied <= batch:
                 continue
-            if index == 0:
+            met = varied & inner
+            if not met:
+                outer.append(ids)
+                continue
+            partners = [o for o in sides[1 - index] if met & {labels[d] for d in support(o)}]
+            if index == 1:
+                t.ledger.reads(ids)
+            if not partners:
+                t.ledger.pin(ids, CONSTANT)
+            elif index == 0:
                 for other in partners:
                     t.couple(ids, other)
-            if not varied & inner and not (met and index == 1):
-                outer.append(ids)
+    if batch:
+        outer += _batches(t, sides, [labels.index(x) for x in labels if x in batch], [labels.index(x) for x in labels if x in inner])
     source = [labels.index(x) for x in out]
     return [compress(move_to(ids, source, range(len(out)), len(out))) for ids in outer]
 
 
-def _rigid(t: Tracker, ids: Ids, labels: str, batch: set[str]) -> None:
-    """Every batch entry keeps equally many of its own channels, and at least one."""
-    lead = [d for d in range(ids.ndim) if labels[d] in batch]
-    rest = [d for d in range(ids.ndim) if labels[d] not in batch]
-    blocks = ids.transpose(lead + rest).reshape(int(np.prod([ids.shape[d] for d in lead])), -1)
-    t.ledger.split(np.unique(blocks, axis=0), rigid=True)
+def _batches(t: Tracker, sides: list[list[Ids]], batch: list[int], inner: list[int]) -> list[Ids]:
+    """Batch entries are left on both sides or on none (clause 3); returns what the result carries along the batch beside its blocks."""
+    own = [[ids for ids in side if any(ids.shape[d] > 1 for d in batch)] for side in sides]
+    thin, thick = [], []
+    for index, side in enumerate(own):
+        for ids in side:
+            varied = support(ids)
+            ends = any(d in inner for d in varied)
+            if all(d in batch for d in varied):
+                thin.append(ids)
+            elif not (index == 1 and ends and any(o.shape == ids.shape for o in own[0])):  # coupled with the other side's
+                thick.append((ids, ends))
+    if not all(own):
+        for ids in thin:
+            t.ledger.pin(ids, BATCH)
+        for ids, _ in thick:
+            t.blocks(ids, batch, np.zeros((1,) * ids.ndim, np.int64))
+        return []
+    for ids in thin[1:]:
+        t.couple(thin[0], ids)
+    owner = thin[0] if thin else None
+    for ids, _ in thick:
+        owner = t.blocks(ids, batch, owner)
+    return [] if owner is None or not all(ends for _, ends in thick) else [owner]
 
 
 def mm(t: Tracker, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
@@ -211,13 +232,15 @@ def _blocks(
         if source is not None:
             t.couple(ids.reshape(groups, per_in, -1), source.transpose(0, 2, 1))
             t.ledger.reads(source)
-        if groups > 1:
-            t.ledger.split(ids[:, 0].reshape(groups, per_in), rigid=True)
     if not channel and source is not None:
         t.ledger.pin(source, CONSTANT)
         t.ledger.reads(source)
-    if groups > 1 and target is not None:
-        t.ledger.split(target.reshape(groups, per_out), rigid=True)
+    if groups > 1:
+        owner = None if channel and target is not None else np.zeros(groups, np.int64)
+        for ids in channel:
+            owner = t.ledger.block(ids[:, 0].reshape(groups, per_in), owner)
+        if target is not None:
+            t.ledger.block(target.reshape(groups, per_out), owner)
     return target
 
 

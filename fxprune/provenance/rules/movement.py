@@ -259,7 +259,8 @@ def shuffle(t: Tracker, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) 
         groups, channels = args[1], value.shape[1]
         for ids in value.factors:
             if ids.shape[1] > 1:
-                t.ledger.split(ids.swapaxes(0, 1).reshape(channels, -1)[:, 0].reshape(groups, -1), rigid=True)
+                rows = ids.swapaxes(0, 1).reshape(channels, -1)[:, 0].reshape(groups, -1)
+                t.ledger.block(rows, np.zeros(groups, np.int64))
     else:
         # Pixels of one channel go together: the operator fixes how many there are.
         rank, factor = len(value.shape), int(args[1])

@@ -2,7 +2,7 @@
 
 1. Batch norm is elementwise along dimension 1: gamma, beta and the running statistics are coupled with the input's channels.
 2. Layer, group, instance and RMS norms mix: their statistics run over live elements only. They are elementwise in what they carry
-   and in their affine parameters; a group norm with several groups keeps equally many channels in each (a split).
+   and in their affine parameters; the groups of a group norm are blocks: each keeps equally many channels, or goes.
 3. Weight norm divides by a norm over live elements, and its g is coupled with the dimension it scales.
 """
 
@@ -69,7 +69,7 @@ def group_norm(t: Tracker, func: Any, args: Sequence[Any], kwargs: dict[str, Any
     for ids in factors:
         t.count_in(ids)
         if groups > 1 and ids.shape[1] > 1:
-            t.ledger.split(ids.swapaxes(0, 1).reshape(ids.shape[1], -1)[:, 0].reshape(groups, -1), rigid=True)
+            t.ledger.block(ids.swapaxes(0, 1).reshape(ids.shape[1], -1)[:, 0].reshape(groups, -1))
     out = t.new(x.shape, x, factors)
     return out, torch.empty(0, dtype=x.dtype, device="meta"), torch.empty(0, dtype=x.dtype, device="meta")
 

@@ -3,8 +3,8 @@
 1. A factor that does not vary along the reduced dimensions is carried.
 2. A factor that varies only along reduced dimensions ends: the reduction runs over live elements.
 3. A factor that varies along reduced and kept dimensions: if what is reduced is the last dimension and the reduction adds up
-   (sum, mean, variance, norm), it ends (each run keeps its own elements); otherwise its atoms are coupled along
-   what is reduced and it is carried (a maxout unit goes as a whole).
+   (sum, mean, variance, norm), it ends (each run keeps its own elements) and the owners of the runs are carried; otherwise its atoms are
+   coupled along what is reduced and it is carried (a maxout unit goes as a whole).
 4. Operators whose result tells positions along a dimension (argmax, sort, cumsum, top-k) pin the factors that vary there.
 """
 
@@ -69,9 +69,8 @@ def reduce(t: Tracker, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -
         if len(reduced) == len(varied):
             continue
         if reduced:
-            if adds_up and reduced == [rank - 1]:
-                continue
-            ids = t.smear(ids, reduced)
+            own = adds_up and reduced == [rank - 1]
+            ids = t.blocks(ids, [d for d in varied if d not in dims]) if own else t.smear(ids, reduced)
         factors.append(_drop(ids, dims, keepdim))
     for item in (result,) if isinstance(result, Tensor) else result:
         t.bind(item, factors)
@@ -110,7 +109,11 @@ def cosine(t: Tracker, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -
     a, b = t.value(args[0]), t.value(args[1])
     shape = np.broadcast_shapes(a.shape, b.shape)
     dim = (args[2] if len(args) > 2 else kwargs.get("dim", 1)) % len(shape)
-    factors = [ids for ids in t.merge(shape, [a, b]) if dim not in support(ids)]
+    factors = []
+    for ids in t.merge(shape, [a, b]):
+        kept = [d for d in support(ids) if d != dim]
+        if kept:
+            factors.append(ids if dim not in support(ids) else t.blocks(ids, kept) if kept[-1] < dim else t.smear(ids, [dim]))
     return t.bind(result, [compress(_drop(ids, (dim,), False)) for ids in factors])
 
 

@@ -154,7 +154,9 @@ def check_weights(captured: Captured) -> None:
 
 
 def _check_finite(name: str, tensor: Tensor) -> None:
-    finite = torch.isfinite(tensor.detach())
+    """Weights and statistics are finite. Other buffers may hold infinities (masks, bounds), but no NaN."""
+    weight = isinstance(tensor, nn.Parameter) or name.endswith(("running_mean", "running_var"))
+    finite = torch.isfinite(tensor.detach()) if weight else ~torch.isnan(tensor.detach())
     if not bool(finite.all()):
         bad = int((~finite).sum())
         raise WeightError(

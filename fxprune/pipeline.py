@@ -37,6 +37,7 @@ from fxprune.verify import Evidence, verify_slim
 
 ROUNDS = 64
 SAME_PROGRAM = 1e-4
+FLOATING = ("FloatFunctional", "FXFloatFunctional")  # sums and concatenations that can be quantised later
 
 Function = Callable[..., Any]
 Decide = Callable[[ChannelGraph], Plan]
@@ -146,8 +147,9 @@ def check_weights(captured: Captured) -> None:
             for name, tensor in alike.items():
                 _check_finite(name, tensor)
     for name, module in captured.modules:
-        if type(module).__module__.startswith(("torch.ao.nn.quantized", "torch.nn.quantized")):
-            kind = type(module).__name__
+        kind = type(module).__name__
+        quantised = type(module).__module__.startswith(("torch.ao.nn.quantized", "torch.nn.quantized"))
+        if quantised and kind not in FLOATING:
             raise WeightError(
                 f"module {name!r} is quantised ({kind}). Prune the float model, then quantise.", node=name, got=kind
             )

@@ -30,7 +30,7 @@ class Value:
     factors: tuple[Ids, ...] = ()
 
 
-def support(ids: Ids) -> tuple[int, ...]:
+def support(ids: Ids | Mask) -> tuple[int, ...]:
     """The dimensions along which ``ids`` varies (clause 2; exact for canonical factors)."""
     return tuple([d for d, size in enumerate(ids.shape) if size > 1])
 
@@ -128,13 +128,9 @@ def live_sizes(
     """
     sizes = list(shape)
     taken: set[int] = set()
-    for ids in factors:
-        dims = support(ids)
-        live = alive[ids]
-        if len(dims) == 1:
-            found: dict[int, int] | None = {dims[0]: int(live.sum())}
-        else:
-            found = _packed(live, dims, ids, inner)
+    for ids, live in _joined(factors, alive):
+        dims = support(live)
+        found = {dims[0]: int(live.sum())} if len(dims) == 1 else _packed(live, dims, ids, inner)
         if found is None:
             return None
         for dim, size in found.items():
@@ -143,6 +139,23 @@ def live_sizes(
             sizes[dim] = size
             taken.add(dim)
     return tuple(sizes)
+
+
+def _joined(factors: Sequence[Ids], alive: Mask) -> list[tuple[Ids, Mask]]:
+    """Where elements exist (clause 3): factors that overlap along some of their dimensions together, with the one that varies most.
+
+    Factors along the same dimensions stand alone: what lives along them has to agree.
+    """
+    found: list[tuple[Ids, Mask]] = []
+    for ids in factors:
+        live, rest = alive[ids], []
+        for other, there in found:
+            if support(live) != support(there) and any(x > 1 and y > 1 for x, y in zip(live.shape, there.shape, strict=True)):
+                ids, live = (other if len(support(other)) >= len(support(ids)) else ids), live & there
+            else:
+                rest.append((other, there))
+        found = [*rest, (ids, live)]
+    return found
 
 
 def _packed(live: Mask, dims: tuple[int, ...], ids: Ids, inner: Callable[[Ids], Sequence[int]]) -> dict[int, int] | None:

@@ -37,6 +37,7 @@ from fxprune.verify import Evidence, verify_slim
 
 ROUNDS = 64
 SAME_PROGRAM = 1e-4
+FLOATING = ("FloatFunctional", "FXFloatFunctional")  # sums and concatenations that can be quantised later
 
 Function = Callable[..., Any]
 Decide = Callable[[ChannelGraph], Plan]
@@ -146,15 +147,18 @@ def check_weights(captured: Captured) -> None:
             for name, tensor in alike.items():
                 _check_finite(name, tensor)
     for name, module in captured.modules:
-        if type(module).__module__.startswith(("torch.ao.nn.quantized", "torch.nn.quantized")):
-            kind = type(module).__name__
+        kind = type(module).__name__
+        quantised = type(module).__module__.startswith(("torch.ao.nn.quantized", "torch.nn.quantized"))
+        if quantised and kind not in FLOATING:
             raise WeightError(
                 f"module {name!r} is quantised ({kind}). Prune the float model, then quantise.", node=name, got=kind
             )
 
 
 def _check_finite(name: str, tensor: Tensor) -> None:
-    finite = torch.isfinite(tensor.detach())
+    """Weights and statistics are finite. Other buffers may hold infinities (masks, bounds), but no NaN."""
+    weight = isinstance(tensor, nn.Parameter) or name.endswith(("running_mean", "running_var"))
+    finite = torch.isfinite(tensor.detach()) if weight else ~torch.isnan(tensor.detach())
     if not bool(finite.all()):
         bad = int((~finite).sum())
         raise WeightError(
@@ -325,9 +329,7 @@ def verified(subject: Subject, slim: fx.GraphModule, decided: Plan) -> Evidence:
     """
     captured, inputs = subject.graph.program.captured, subject.inputs
     for name, tensor in captured.tensors.items():
-        # A mask may well hold infinities; what is learned or measured may not.
-        used = name in subject.graph.program.roots and tensor.is_floating_point()
-        if used and (isinstance(tensor, nn.Parameter) or bool(tensor.isnan().any())):
+        if name in subject.graph.program.roots and tensor.is_floating_point():
             _check_finite(name, tensor)
     program = captured.module()
     if not isinstance(subject.model, fx.GraphModule):

@@ -17,6 +17,7 @@ import torch.fx._symbolic_trace as symbolic
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from fxprune.capture.arguments import arguments
 from fxprune.capture.clone import clone
 from fxprune.capture.inputs import Inputs
 from fxprune.capture.tracer import ChannelProxy, ChannelTracer
@@ -28,7 +29,9 @@ class ConcreteProxy(ChannelProxy):
     tracer: Any
 
     def __getattr__(self, name: str) -> Any:
-        found = getattr(self.value, name, None)
+        if name in ("value", "node"):  # computing them met a missing attribute; asking again would not end
+            raise AttributeError(name)
+        found = getattr(self.value, name)
         if isinstance(found, (str, bool)):  # names of device types and the like: nothing that shapes could change
             return found
         return ConcreteAttribute(self, name)
@@ -145,7 +148,9 @@ class ConcreteTracer(ChannelTracer):
         return forward(*args, **kwargs) if self._busy else super().call_module(m, forward, args, kwargs)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        return attr_val if self._busy else super().getattr(attr, attr_val, parameter_proxy_cache)
+        if self._busy or issubclass(type(attr_val), fx.Proxy):  # a buffer that forward assigned to
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         return False if "training" in obj.node.meta else bool(self.values[obj.node])
@@ -159,7 +164,7 @@ class ConcreteTracer(ChannelTracer):
             return self._argument(node)
         if str(node.target).endswith("training") and node.op == "get_attr":
             return False
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), self._known)
+        args, kwargs = arguments(node, self._known)
         self._busy = True
         try:
             with self._fake, torch.no_grad():

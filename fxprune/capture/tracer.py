@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from fxprune.capture.assigned import stores, take_back
 from fxprune.capture.attention import legalize
 from fxprune.capture.clone import clone, named_tensors, same, walk
 from fxprune.capture.inputs import Inputs
@@ -186,6 +187,7 @@ def trace(model: nn.Module, make: Callable[[nn.Module], ChannelTracer] | None = 
             graph.output(value[0], getattr(value[1], "type", None))
         return Captured(root, _renamed(graph, model.graph), type(model).__name__, "fx graph of the given GraphModule")
     legalize(root)
+    before = stores(root)
     tracer = ChannelTracer() if make is None else make(root)
     classes = _flagged(root, tracer)
     try:
@@ -200,6 +202,7 @@ def trace(model: nn.Module, make: Callable[[nn.Module], ChannelTracer] | None = 
         for module, original in classes:
             module.__class__ = original
             del module.__dict__["_fxprune_traced"]
+        take_back(before)
     _tidy(graph)
     how = "torch.fx symbolic tracing" if make is None else "torch.fx tracing with concrete shapes"
     fixed = [node.target for node in graph.nodes if node.op == "placeholder" and node.target in absent]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fxprune.graph.closure import Closed, close
 from fxprune.provenance.factor import Ids, Mask
@@ -267,10 +267,11 @@ class ChannelGraph:
         return self.program.recorder.no_rule
 
     def prunable(self) -> tuple[int, int]:
-        """Free and all producer-side channels (atoms of axes that are not read from, of tensors with two dimensions or more)."""
+        """Free and all producer-side channels (atoms of axes that are not read from, of parameters with two dimensions or more)."""
         free = total = 0
         for number, axis in enumerate(self.axes):
-            if not self.reading[number] and self.tensors[axis.name].dim() > 1:
+            tensor = self.tensors[axis.name]
+            if not self.reading[number] and tensor.dim() > 1 and isinstance(tensor, nn.Parameter):
                 own = self.closed.component[axis.start : axis.start + axis.size]
                 free += int((~self.pinned[own]).sum())
                 total += axis.size

@@ -127,29 +127,34 @@ def live_sizes(
             answer the counts decide.
     """
     sizes = list(shape)
-    for ids, live in _apart(factors, alive):
+    taken: set[int] = set()
+    for ids, live in _joined(factors, alive):
         dims = support(live)
-        if len(dims) == 1:
-            sizes[dims[0]] = int(live.sum())
-            continue
-        found = _packed(live, dims, ids, inner)
+        found = {dims[0]: int(live.sum())} if len(dims) == 1 else _packed(live, dims, ids, inner)
         if found is None:
             return None
         for dim, size in found.items():
+            if dim in taken and sizes[dim] != size:
+                return None
             sizes[dim] = size
+            taken.add(dim)
     return tuple(sizes)
 
 
-def _apart(factors: Sequence[Ids], alive: Mask) -> list[tuple[Ids, Mask]]:
-    """Liveness by factors that share no dimension: those that do are taken together (clause 3), under the one that varies most."""
+def _joined(factors: Sequence[Ids], alive: Mask) -> list[tuple[Ids, Mask]]:
+    """Where elements exist (clause 3): factors that overlap along some of their dimensions together, with the one that varies most.
+
+    Factors along the same dimensions stand alone: what lives along them has to agree.
+    """
     found: list[tuple[Ids, Mask]] = []
     for ids in factors:
-        live = alive[ids]
-        for other, mask in [pair for pair in found if any(a > 1 and b > 1 for a, b in zip(pair[1].shape, live.shape, strict=True))]:
-            found = [pair for pair in found if pair[1] is not mask]
-            live = live & mask
-            ids = other if len(support(other)) > len(support(ids)) else ids
-        found.append((ids, live))
+        live, rest = alive[ids], []
+        for other, there in found:
+            if support(live) != support(there) and any(x > 1 and y > 1 for x, y in zip(live.shape, there.shape, strict=True)):
+                ids, live = (other if len(support(other)) >= len(support(ids)) else ids), live & there
+            else:
+                rest.append((other, there))
+        found = [*rest, (ids, live)]
     return found
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from fxprune.capture.arguments import arguments
 from fxprune.capture.clone import clone, module_at, named_tensors, to_meta, walk
 from fxprune.capture.inputs import Inputs
 from fxprune.capture.tracer import Captured
@@ -177,7 +178,7 @@ def _argument(node: fx.Node, feed: Any, kwargs: Mapping[str, Any]) -> Any:
 
 def evaluate(node: fx.Node, root: nn.Module, env: Mapping[fx.Node, Any], tracker: Tracker) -> Any:
     """One node on the values of those before it, under the tracker, or by a shortcut."""
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: env[n])
+    args, kwargs = arguments(node, env.__getitem__)
     if node.op == "call_module":
         module = module_at(root, str(node.target))
         found = short(tracker, module, args, kwargs)

@@ -154,16 +154,36 @@ class Tracker(TorchDispatchMode):
         rank = len(shape)
         aligned = [[align(ids, rank) for ids in value.factors] for value in values]
         out: list[Ids] = []
-        for factors in aligned:
-            for ids in factors:
-                clashes = [i for i, other in enumerate(out) if overlaps(ids, other)]
-                for i in clashes:
-                    out[i] = self._meet(out[i], ids)
-                if not clashes:
-                    out.append(ids)
+        wide: set[int] = set()  # dimensions along which an earlier operand has full size
+        for value, factors in zip(values, aligned, strict=True):
+            own = {d + rank - len(value.shape) for d, size in enumerate(value.shape) if size != 1}
+            self._meet_all(out, factors, wide, own)
+            wide |= own
         if len(values) > 1:
             out = [ids for ids in out if not self._meets_constant(ids, rank, values, aligned)]
         return out
+
+    def _meet_all(self, out: list[Ids], factors: Sequence[Ids], wide: set[int], own: set[int]) -> None:
+        """Couple one operand's factors with those of the operands before it, and add what meets nothing.
+
+        Factors of one operand do not meet each other (a grouped convolution's weight has two along its rows). Where two operands have
+        factors along the same dimensions, these meet, and what else they overlap with is met only if it would find nothing else there.
+        """
+        earlier, pairs = len(out), []
+        for k, ids in enumerate(factors):
+            met = [i for i in range(earlier) if overlaps(ids, out[i])]
+            pairs += [(i, k) for i in met]
+            if not met:
+                out.append(ids)
+        alike = {(i, k) for i, k in pairs if len(pairs) > 1 and support(out[i]) == support(factors[k])}
+        before, after = {i for i, _ in alike}, {k for _, k in alike}
+        for i, k in pairs:
+            alone = i not in before and k not in after
+            open_ = (i not in before and own.issuperset(support(out[i]))) or (
+                k not in after and wide.issuperset(support(factors[k]))
+            )
+            if len(pairs) == 1 or (i, k) in alike or alone or open_:
+                out[i] = self._meet(out[i], factors[k])
 
     def _meet(self, a: Ids, b: Ids) -> Ids:
         """What is left of two overlapping factors of an elementwise result: a factor of whole blocks of the other stands beside it."""

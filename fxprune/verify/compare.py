@@ -10,7 +10,8 @@
 4. A value that cancels to (nearly) nothing is measured against ``CANCELLED`` times the largest value met so far, which is the size of
    its rounding errors: the mean of a normalized value is 0 in exact arithmetic and noise in any other.
 5. Unknown values (clause 6 of ``existence``) must not be outputs, and are not compared; nor is memory that nothing has written to.
-6. Where a value differs and the program has drawn random numbers before, the error says so: the slim program draws others.
+6. A value without elements says nothing about its other sizes: the slim value must be without elements too, whatever they are.
+7. Where a value differs and the program has drawn random numbers before, the error says so: the slim program draws others.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Comparison:
     """The running result of one validation, and the rules of the clauses.
 
     Attributes:
-        noise: the name of the first node that drew random numbers, empty if none has (clause 6).
+        noise: the name of the first node that drew random numbers, empty if none has (clause 7).
     """
 
     def __init__(self, plan: Plan, rtol: float) -> None:
@@ -114,6 +115,10 @@ class Comparison:
     def _tensor(self, a: Tensor, b: Tensor, name: str) -> float | None:
         """The error of one tensor, None if its existence is decided later (clauses 1 and 2)."""
         mask = mask_of(a)
+        if a.numel() == 0:
+            if b.ndim != a.ndim or b.numel():
+                raise _shape_error(str(tuple(a.shape)), b)
+            return 0.0
         a, b = _narrowed(a, b)
         if mask is None:
             _same_shape(tuple(a.shape), b)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.immutable_collections import immutable_dict, immutable_list
 
 from fxprune.errors import VerificationError
 from fxprune.verify.call import tensors
@@ -89,8 +90,7 @@ class Program:
             return self._placeholder(node)
         if node.op == "get_attr":
             return _attribute(self.module, str(node.target))
-        args = fx.node.map_arg(node.args, self.values.__getitem__)
-        kwargs = fx.node.map_arg(node.kwargs, self.values.__getitem__)
+        args, kwargs = writable(fx.node.map_arg((node.args, node.kwargs), self.values.__getitem__))
         if node.op == "output":
             return args[0]
         if node.op == "call_module":
@@ -114,6 +114,15 @@ class Program:
         if node.args:
             return node.args[0]
         raise VerificationError(f"no value was given for the input {target!r}", expected=target, got="nothing")
+
+
+def writable(part: Any) -> Any:
+    """Arguments with the literals' immutable lists and dicts (which fx makes of them) as lists and dicts a function may write to."""
+    if isinstance(part, immutable_list):
+        return [writable(item) for item in part]
+    if isinstance(part, immutable_dict):
+        return {key: writable(item) for key, item in part.items()}
+    return tuple(writable(item) for item in part) if type(part) is tuple else part
 
 
 def located(error: VerificationError, node: fx.Node) -> VerificationError:

@@ -7,7 +7,8 @@
    without a factor there pins the others' (what it holds cannot go).
 5. Dimensions that ``expand`` makes, and elements that constant padding adds along a channel dimension, are fresh atoms without a
    producer: they go exactly when what they meet goes. Merged with other channels by a reshape, they stay.
-6. ``as_strided`` is no data movement by this rule: its strides are those of the data, not of the ids.
+6. A part without elements (no prefix tokens) still has its channels along the other dimensions: what it is joined with has as many.
+7. ``as_strided`` is no data movement by this rule: its strides are those of the data, not of the ids.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def generic(t: Tracker, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) 
     for ids in value.factors:
         moved = func(expanded(ids, value.shape), *args[1:], **kwargs)
         for out, item in zip(outs, moved if many else (moved,), strict=True):
-            out.append(compress(item.numpy()))
+            out.append(compress(item.numpy()) if item.numel() else _of_nothing(ids, item))
     for index, (item, factors) in enumerate(zip(result if many else (result,), outs, strict=True)):
         for old, ids in zip(value.factors, factors, strict=True):
             if ids.size < old.size:
@@ -51,6 +52,15 @@ def generic(t: Tracker, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) 
         t.bind(item, factors)
         t.fold(func, args, kwargs, item)
     return result
+
+
+def _of_nothing(ids: Ids, moved: Tensor) -> Ids:
+    """Clause 6: the factor of a result without elements, which is as wide as before along the dimensions that are left."""
+    copied = moved.untyped_storage().nbytes() == 0
+    if copied or moved.dim() != ids.ndim or any(size == 0 and ids.shape[d] > 1 for d, size in enumerate(moved.shape)):
+        return np.zeros((1,) * moved.dim(), np.int64)
+    first = moved.as_strided([max(size, 1) for size in moved.shape], moved.stride(), moved.storage_offset())
+    return compress(first.numpy())
 
 
 def view(t: Tracker, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -232,7 +242,7 @@ def glu(t: Tracker, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> A
 
 
 def restride(t: Tracker, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    """Clause 6, except where only the memory format changes (a shape that stays what it was)."""
+    """Clause 7, except where only the memory format changes (a shape that stays what it was)."""
     if tuple(args[1]) == tuple(args[0].shape):
         return args[0]
     operands = list(t.value(args[0]).factors)

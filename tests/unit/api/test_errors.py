@@ -50,7 +50,7 @@ def broken(name: str, number: float, index: int = 3) -> Build:
     def build() -> nn.Module:
         model = Chain()
         with torch.no_grad():
-            model.get_parameter(name)[index] = number
+            model.state_dict()[name][index] = number
         return model
 
     return build
@@ -171,6 +171,8 @@ REFUSALS = [
             {"node": "bn2.weight"}, broken("bn2.weight", float("inf"))),
     Refusal("NaN filter", slim(score="magnitude"), WeightError, ("conv1.weight", "NaN"), {"node": "conv1.weight"},
             broken("conv1.weight", NAN)),
+    Refusal("infinite statistic", slim(), WeightError, ("1 of the 8", "bn1.running_var", "infinite"),
+            {"node": "bn1.running_var"}, broken("bn1.running_var", float("inf"))),
     Refusal("integer weights", slim(), WeightError, ("conv2.weight", "torch.int8", "floating-point"),
             {"node": "conv2.weight", "got": torch.int8}, integer_weights),
     Refusal("dynamically quantised", slim(), WeightError, ("'fc'", "quantise", "Prune the float model"), {"node": "fc"},

@@ -576,6 +576,55 @@ def test_networkx_view_is_the_coupling_graph() -> None:
     assert nodes <= set(graph.nodes)
 
 
+class Bounded(nn.Module):
+    """Infinities that mean something: no bound, and no attention to what comes later."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 3)
+        self.register_buffer("least", torch.tensor(float("-inf")))
+        self.register_buffer("mask", torch.full((5, 5), float("-inf")).triu(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x).clamp(min=self.least)
+        z: Tensor = self.b((x @ x.mT + self.mask).softmax(-1) @ y)
+        return z
+
+
+def test_infinite_buffers_are_no_damage_and_buffers_are_no_channels() -> None:
+    model, x = Bounded(), torch.randn(2, 5, 4, dtype=torch.float64)
+    model.double()
+    slim = fxprune.slim(model, 0.5, x)
+    assert slim.get_parameter("a.weight").shape == (4, 4)
+    assert fxprune.verify(model, slim, x).max_relative_error <= 1e-9
+    assert fxprune.analyze(model, x).prunable() == (8, 11)  # not the mask's five times two positions
+    model.get_buffer("mask")[0, 1] = float("nan")
+    with pytest.raises(fxprune.WeightError, match="mask"):
+        fxprune.slim(model, 0.5, x)
+
+
+class ReadyToQuantise(nn.Module):
+    """A float model with the modules that a later quantisation replaces."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.quant, self.dequant = torch.ao.quantization.QuantStub(), torch.ao.quantization.DeQuantStub()
+        self.a, self.b, self.c = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(16, 3, 1)
+        self.add, self.cat = torch.ao.nn.quantized.FloatFunctional(), torch.ao.nn.quantized.FloatFunctional()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(self.quant(x))
+        z: Tensor = self.c(self.cat.cat([self.add.add_relu(y, self.b(y)), y], 1))
+        return self.dequant(z)  # type: ignore[no-any-return]
+
+
+def test_a_float_model_that_is_ready_to_be_quantised_is_pruned() -> None:
+    model, x = seeded(ReadyToQuantise()), torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    slim = fxprune.slim(model, 0.5, x)
+    assert slim.get_parameter("b.weight").shape == (4, 4, 1, 1)
+    assert fxprune.verify(model, slim, x).max_relative_error <= 1e-9
+
+
 def test_groups_of_a_residual_net() -> None:
     graph = fxprune.analyze(seeded(Residual()), image())
     widths = {group.name: len(group) for group in graph.groups}

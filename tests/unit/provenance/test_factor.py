@@ -246,6 +246,17 @@ def test_unequal_blocks_fill_none() -> None:
     assert live_sizes((2, 4), [ids], alive) is None
 
 
+def test_factors_that_share_one_of_their_dimensions_count_together() -> None:
+    rows, blocks = np.arange(1, 7).reshape(6, 1), np.repeat(np.arange(7, 13).reshape(2, 3), 3, axis=0)
+    alive = np.ones(13, bool)
+    alive[[2, 5, 7, 12]] = False  # one row of each block, and another column of each
+    assert live_sizes((6, 3), [rows, blocks], alive) == live_sizes((6, 3), [blocks, rows], alive) == (4, 2)
+    alive[[7, 8, 9]] = False  # the first block as a whole: its rows go by themselves
+    assert live_sizes((6, 3), [rows, blocks], alive) == (2, 2)
+    alive[[9, 12]] = True  # a block that keeps fewer
+    assert live_sizes((6, 3), [rows, blocks], alive) is None
+
+
 def test_two_factors_on_one_dimension_have_to_agree() -> None:
     ids, alive = np.arange(1, 5), np.ones(9, bool)
     alive[[2, 7]] = False

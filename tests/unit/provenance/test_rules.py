@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 import fxprune
 from fxprune.provenance import rules
@@ -14,6 +16,7 @@ from fxprune.provenance.rules import TABLE
 from tests.property.compiling import random_score
 from tests.reference.compare import relative_error
 from tests.reference.zeroed import zeroed
+from tests.unit.api.nets import seeded
 from tests.unit.provenance.around import WIDTH, Around, Case, example
 from tests.unit.provenance.operators import CASES, COMPOSITE, NOISE, ON_META, RIGID, UNREACHABLE
 
@@ -131,6 +134,10 @@ PATTERNS = {
     "maximum over channels": Case(lambda _, x: x * x.max(1, keepdim=True).values),
     "minimum over channels": Case(lambda _, x: x - torch.min(x, 1, keepdim=True)[0]),
     "extremes of channels": Case(lambda _, x: x - x.aminmax(dim=1, keepdim=True).min / x.aminmax().max),
+    "nothing before the rows": Case(lambda _, x: torch.cat([x[:, :, :0], x], 2)),
+    "nothing behind the rows": Case(lambda _, x: torch.cat([x, x.narrow(2, 6, 0), x[:, :, 6:].transpose(2, 3).mT], 2)),
+    "rows split in none and all": Case(lambda _, x: torch.cat(x.split([0, 6], 2)[::-1], 2)),
+    "no part of the channels": Case(lambda _, x: torch.cat([x[:, :0], x, x[:, 8:]], 1)),
     "gather by a constant": Case(
         lambda _, x: x.gather(3, torch.zeros(2, 8, 6, 2, dtype=torch.int64)),
         free=False,
@@ -181,3 +188,33 @@ def _assigned(x: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize(("name", "case"), rows(PATTERNS))
 def test_pattern(name: str, case: Case) -> None:
     assert bool(compiled(case).removed("stem.weight", 0)) == case.free
+
+
+class Standardised(nn.Module):
+    """A grouped convolution whose weight is normalised per row and scaled by a gain, as functions of the weight."""
+
+    def __init__(self, groups: int) -> None:
+        super().__init__()
+        self.stem, self.mid, self.head = nn.Conv2d(3, 12, 1), nn.Conv2d(12, 24, 3, groups=groups, padding=1), nn.Conv2d(24, 2, 1)
+        self.gain = nn.Parameter(torch.ones(24, 1, 1, 1))
+        self.groups = groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = (self.gain * 0.5).view(-1)
+        weight = F.batch_norm(self.mid.weight.reshape(1, 24, -1), None, None, weight=scale, training=True, momentum=0.0)
+        weight = weight.reshape_as(self.mid.weight)
+        return self.head(F.relu(F.conv2d(F.softplus(self.stem(x)), weight, self.mid.bias, padding=1, groups=self.groups)))
+
+
+@pytest.mark.parametrize("groups", [1, 3, 4])
+def test_rows_and_columns_of_a_standardised_weight_go_independently(groups: int) -> None:
+    model, x = seeded(Standardised(groups)), torch.randn(2, 3, 5, 5, dtype=torch.float64)
+    assert all(not pin.reason.startswith("an operand") for pin in fxprune.analyze(model, x).program.recorder.pins)
+    slim = fxprune.slim(model, 0.5, x, score=random_score(1))
+    plan = fxprune.plan_of(slim)
+    assert plan.removed("stem.weight", 0)
+    assert plan.removed("mid.weight", 0)
+    rows, columns = slim.get_parameter("mid.weight").shape[:2]
+    assert rows < 24
+    assert columns * groups == slim.get_parameter("stem.weight").shape[0] < 12 or groups > 1
+    assert fxprune.verify(model, slim, x).max_relative_error <= 1e-9

@@ -4,12 +4,19 @@
    where Python asks a proxy for a truth value, a length, an iterator, an integer or its class, the value answers.
 2. Functions that the model hides from tracing (``torch.fx.wrap``) are entered if the caller names them.
 3. What Python decided from shapes is decided for these shapes: other input sizes may take another branch in the original model.
+4. The call is the one that the example inputs make (binding.py): decorators, ``*args`` and ``**kwargs`` are Python's own business.
+5. Functions of torch that make tensors out of sizes, dtypes and devices do not ask proxies first; while tracing, they do.
+6. An object that holds tensors (a dataclass, a subclass of dict) is recorded as a call of its class, so the program returns the same class.
 """
 
 from __future__ import annotations
 
+import functools
 import operator
-from collections.abc import Callable, Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
@@ -17,9 +24,17 @@ import torch.fx._symbolic_trace as symbolic
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from fxprune.capture.binding import EMPTY, call, slots
 from fxprune.capture.clone import clone
 from fxprune.capture.inputs import Inputs
 from fxprune.capture.tracer import ChannelProxy, ChannelTracer
+
+
+FACTORIES = (
+    *("arange", "zeros", "ones", "full", "empty", "eye", "linspace", "tensor", "as_tensor", "rand", "randn", "randint"),
+    *("broadcast_shapes", "is_floating_point", "is_complex"),
+)
+PLAIN_MAPPINGS = (dict, OrderedDict)
 
 
 class ConcreteProxy(ChannelProxy):
@@ -102,7 +117,9 @@ class ConcreteAttribute(ConcreteProxy):
 
 
 class ConcreteTracer(ChannelTracer):
-    """Traces with values (clauses 1 to 3)."""
+    """Traces with values (clauses 1 to 6)."""
+
+    binds = True
 
     def __init__(self, root: nn.Module, inputs: Inputs, enter: frozenset[Callable[..., Any]]) -> None:
         super().__init__()
@@ -114,7 +131,21 @@ class ConcreteTracer(ChannelTracer):
         for module in self._shadow.modules():
             module.__dict__["training"] = False
         self._inputs = inputs.map(self._fake.from_tensor)
-        self._feed = iter(self._inputs.args)
+
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
+        """Clause 4."""
+        found = slots(self.root, self._inputs)
+        placed: dict[str, Any] = {}
+        for slot in found:
+            if slot.name:
+                proxy = self.create_proxy("placeholder", slot.name, () if slot.default is EMPTY else (slot.default,), {})
+                self.values[proxy.node] = slot.value
+                placed[slot.name] = proxy
+
+        def forward(root: nn.Module) -> Any:
+            return call(root.forward, found, placed)
+
+        return forward, [self.root]
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         table = symbolic._wrapped_fns_to_patch
@@ -122,9 +153,32 @@ class ConcreteTracer(ChannelTracer):
         for key in entered:
             del table[key]
         try:
-            return super().trace(root, concrete_args)
+            with self._asking():
+                return super().trace(root, concrete_args)
         finally:
             table.update(entered)
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        """Clause 5."""
+        own = {name: getattr(torch, name) for name in FACTORIES}
+        try:
+            for name, function in own.items():
+                setattr(torch, name, self._asked(function))
+            yield
+        finally:
+            for name, function in own.items():
+                setattr(torch, name, function)
+
+    def _asked(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            found = torch.utils._pytree.tree_leaves((args, kwargs))
+            if any(issubclass(type(leaf), fx.Proxy) for leaf in found):
+                return self.create_proxy("call_function", function, args, kwargs)
+            return function(*args, **kwargs)
+
+        return wrapper
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return ConcreteProxy(node, self)
@@ -137,9 +191,19 @@ class ConcreteTracer(ChannelTracer):
         return proxy
 
     def create_arg(self, a: Any) -> Any:
-        if issubclass(type(a), fx.Proxy):
+        kind = type(a)
+        if issubclass(kind, fx.Proxy):
             return a.node
+        if issubclass(kind, Mapping) and kind not in PLAIN_MAPPINGS or is_dataclass(kind):
+            return self._object(a)
         return super().create_arg(a)
+
+    def _object(self, a: Any) -> fx.Node:
+        """Clause 6."""
+        if is_dataclass(type(a)):
+            named = {field.name: getattr(a, field.name) for field in fields(a) if field.init}
+            return self.create_proxy("call_function", type(a), (), named).node
+        return self.create_proxy("call_function", type(a), (dict(a),), {}).node
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         return forward(*args, **kwargs) if self._busy else super().call_module(m, forward, args, kwargs)
@@ -156,7 +220,7 @@ class ConcreteTracer(ChannelTracer):
 
     def _evaluate(self, node: fx.Node) -> Any:
         if node.op == "placeholder":
-            return self._argument(node)
+            return None  # the caller knows
         if str(node.target).endswith("training") and node.op == "get_attr":
             return False
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), self._known)
@@ -183,10 +247,3 @@ class ConcreteTracer(ChannelTracer):
         for part in str(node.target).split("."):
             found = self.root.__dict__.get(part) if found is self._shadow and not hasattr(found, part) else getattr(found, part)
         return found
-
-    def _argument(self, node: fx.Node) -> Any:
-        name = str(node.target).lstrip("*")
-        if name in self._inputs.kwargs:
-            return self._inputs.kwargs[name]
-        default = node.args[0] if node.args else {} if str(node.target).startswith("**") else None
-        return next(self._feed, default)

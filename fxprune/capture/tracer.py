@@ -28,7 +28,7 @@ from torch import Tensor, fx, nn
 from fxprune.capture.attention import legalize
 from fxprune.capture.clone import clone, named_tensors, same, walk
 from fxprune.capture.inputs import Inputs
-from fxprune.errors import CaptureError
+from fxprune.errors import CaptureError, InputError
 
 AUGMENTED = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor")
 
@@ -105,6 +105,7 @@ class ChannelTracer(fx.Tracer):
     """``fx.Tracer`` with clauses 2 to 4."""
 
     proxy_buffer_attributes = True
+    binds = False  # True where a tracer makes the placeholders itself
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return super().is_leaf_module(m, module_qualified_name) and not isinstance(m, OPAQUE_LAYERS)
@@ -179,8 +180,9 @@ def trace(model: nn.Module, make: Callable[[nn.Module], ChannelTracer] | None = 
     try:
         absent = absent_arguments(model, inputs)
         graph = tracer.trace(root, absent or None)
-        _restore_names(graph, absent)
-    except CaptureError:
+        if not tracer.binds:
+            _restore_names(graph, absent)
+    except (CaptureError, InputError):
         raise
     except Exception as error:
         raise _explained(error, model) from error

@@ -1,7 +1,7 @@
 """The second tracer: proxies that carry their concrete value.
 
 1. Every node is evaluated on fake tensors (shapes, dtypes, devices; no numbers) while it is recorded. Arithmetic stays symbolic;
-   where Python asks a proxy for a truth value, a length, an iterator, an integer or its class, the value answers.
+   where Python asks a proxy for a truth value, a length, an iterator, an integer or whether it is an instance, the value answers.
 2. Functions that the model hides from tracing (``torch.fx.wrap``) are entered if the caller names them.
 3. What Python decided from shapes is decided for these shapes: other input sizes may take another branch in the original model.
 4. The call is the one that the example inputs make (binding.py): decorators, ``*args`` and ``**kwargs`` are Python's own business.
@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import builtins
 import functools
 import operator
 from collections import OrderedDict
@@ -32,9 +33,19 @@ from fxprune.capture.tracer import ChannelProxy, ChannelTracer
 
 FACTORIES = (
     *("arange", "zeros", "ones", "full", "empty", "eye", "linspace", "tensor", "as_tensor", "rand", "randn", "randint"),
-    *("broadcast_shapes", "is_floating_point", "is_complex"),
+    *("broadcast_shapes", "is_floating_point", "is_complex", "finfo", "iinfo"),
 )
 PLAIN_MAPPINGS = (dict, OrderedDict)
+
+
+IS_INSTANCE = isinstance
+
+
+def _is_instance(x: Any, kind: Any) -> bool:
+    """``isinstance`` that asks the value of a proxy too. A proxy that lied about its class would crash torch's C++ argument parser."""
+    if IS_INSTANCE(x, kind):
+        return True
+    return issubclass(type(x), ConcreteProxy) and IS_INSTANCE(x.value, kind)
 
 
 class ConcreteProxy(ChannelProxy):
@@ -51,13 +62,6 @@ class ConcreteProxy(ChannelProxy):
     @property
     def value(self) -> Any:
         return self.tracer.values[self.node]
-
-    @property  # type: ignore[misc]
-    def __class__(self) -> Any:
-        if self.__dict__.get("_busy"):  # being recorded: fx asks what it is
-            return type(self)
-        value = self.value
-        return Tensor if isinstance(value, Tensor) else type(value)
 
     def __bool__(self) -> bool:
         return bool(self.tracer.to_bool(self))
@@ -106,10 +110,8 @@ class ConcreteAttribute(ConcreteProxy):
     @property
     def node(self) -> Any:  # type: ignore[override]
         if self._node is None:
-            object.__setattr__(self, "_busy", True)
             found = self.tracer.create_proxy("call_function", getattr, (self.root, self.attr), {}).node
             object.__setattr__(self, "_node", found)
-            object.__setattr__(self, "_busy", False)
         return self._node
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -165,8 +167,10 @@ class ConcreteTracer(ChannelTracer):
         try:
             for name, function in own.items():
                 setattr(torch, name, self._asked(function))
+            builtins.isinstance = _is_instance  # type: ignore[assignment]
             yield
         finally:
+            builtins.isinstance = IS_INSTANCE
             for name, function in own.items():
                 setattr(torch, name, function)
 

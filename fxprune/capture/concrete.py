@@ -22,20 +22,21 @@ from typing import Any
 
 import torch
 import torch.fx._symbolic_trace as symbolic
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fxprune.capture.binding import EMPTY, call, slots
 from fxprune.capture.clone import clone
 from fxprune.capture.inputs import Inputs
+from fxprune.capture.objects import assemble, importable
 from fxprune.capture.tracer import ChannelProxy, ChannelTracer
-
 
 FACTORIES = (
     *("arange", "zeros", "ones", "full", "empty", "eye", "linspace", "tensor", "as_tensor", "rand", "randn", "randint"),
     *("broadcast_shapes", "is_floating_point", "is_complex", "finfo", "iinfo"),
 )
 PLAIN_MAPPINGS = (dict, OrderedDict)
+PLAIN = (str, bytes, int, float, complex, slice, torch.Tensor, torch.dtype, torch.device, torch.Size, type(None), type(...))
 
 
 IS_INSTANCE = isinstance
@@ -135,7 +136,8 @@ class ConcreteTracer(ChannelTracer):
         self._inputs = inputs.map(self._fake.from_tensor)
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
-        """Clause 4."""
+        """Clause 4: the inputs say what fx would read out of the function."""
+        del root_fn, is_module, concrete_args
         found = slots(self.root, self._inputs)
         placed: dict[str, Any] = {}
         for slot in found:
@@ -145,7 +147,7 @@ class ConcreteTracer(ChannelTracer):
                 placed[slot.name] = proxy
 
         def forward(root: nn.Module) -> Any:
-            return call(root.forward, found, placed)
+            return self._returned(call(root.forward, found, placed))
 
         return forward, [self.root]
 
@@ -198,7 +200,7 @@ class ConcreteTracer(ChannelTracer):
         kind = type(a)
         if issubclass(kind, fx.Proxy):
             return a.node
-        if issubclass(kind, Mapping) and kind not in PLAIN_MAPPINGS or is_dataclass(kind):
+        if (issubclass(kind, Mapping) and kind not in PLAIN_MAPPINGS) or is_dataclass(kind):
             return self._object(a)
         return super().create_arg(a)
 
@@ -208,6 +210,33 @@ class ConcreteTracer(ChannelTracer):
             named = {field.name: getattr(a, field.name) for field in fields(a) if field.init}
             return self.create_proxy("call_function", type(a), (), named).node
         return self.create_proxy("call_function", type(a), (dict(a),), {}).node
+
+    def _returned(self, a: Any) -> Any:
+        """Clause 6 for what is in an output: an object that its class did not make of its arguments is assembled."""
+        kind = type(a)
+        if issubclass(kind, fx.Proxy) or isinstance(a, PLAIN):
+            return a
+        if kind in (tuple, list):
+            return kind(self._returned(item) for item in a)
+        if kind is dict:
+            return {key: self._returned(item) for key, item in a.items()}
+        if issubclass(kind, (tuple, list)):
+            return a
+        if is_dataclass(kind):
+            named = {field.name: self._returned(getattr(a, field.name)) for field in fields(a) if field.init}
+            return self.create_proxy("call_function", kind, (), named)
+        if issubclass(kind, Mapping):
+            return self.create_proxy("call_function", kind, ({key: self._returned(item) for key, item in a.items()},), {})
+        if not importable(kind) or not hasattr(a, "__dict__"):
+            return self._constant(a)
+        attributes = {key: self._returned(item) for key, item in vars(a).items()}
+        return self.create_proxy("call_function", assemble, (kind.__module__, kind.__qualname__, attributes), {})
+
+    def _constant(self, a: Any) -> Any:
+        """Something that is no part of the computation (a class, a function), read from an attribute of the module."""
+        name = self.get_fresh_qualname("_returned_object")
+        self.root.__dict__[name] = a
+        return self.create_proxy("get_attr", name, (), {})
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         return forward(*args, **kwargs) if self._busy else super().call_module(m, forward, args, kwargs)

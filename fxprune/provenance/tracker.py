@@ -143,13 +143,23 @@ class Tracker(TorchDispatchMode):
         return out
 
     def _meets_constant(self, ids: Ids, rank: int, values: Sequence[Value], aligned: Sequence[Sequence[Ids]]) -> bool:
+        varied = support(ids)
         for value, factors in zip(values, aligned, strict=True):
             offset = rank - len(value.shape)
-            full = any(d >= offset and value.shape[d - offset] != 1 for d in support(ids))
-            if full and not any(overlaps(ids, other) for other in factors):
+            met = [d for d in varied if d >= offset and value.shape[d - offset] != 1]
+            if not met or any(overlaps(ids, other) for other in factors):
+                continue
+            if len(met) == len(varied):
                 self.ledger.pin(ids, "an operand of full size has channels that cannot go (a constant, or the model's input)")
                 return True
+            self.hold(ids, met)
         return False
+
+    def hold(self, ids: Ids, lead: Sequence[int]) -> None:
+        """The positions along ``lead`` (the heads of a value that has channels per head) cannot go; each keeps equally many, at least one."""
+        order = [*lead, *(d for d in range(ids.ndim) if d not in lead)]
+        blocks = ids.transpose(order).reshape(int(np.prod([ids.shape[d] for d in lead])), -1)
+        self.ledger.split(np.unique(blocks, axis=0), rigid=True)
 
 
 _UNKNOWN: Any = object()

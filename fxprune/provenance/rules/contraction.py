@@ -42,7 +42,7 @@ def contract(t: Tracker, a: Value, a_labels: str, b: Value, b_labels: str, out: 
         for ids in factors:
             varied = {labels[d] for d in support(ids)}
             if varied & batch and varied - batch:
-                _rigid(t, ids, labels, batch)
+                t.hold(ids, [d for d in range(ids.ndim) if labels[d] in batch])
             met = varied & inner or (varied if varied <= batch else set())
             partners = [o for o in sides[1 - index] if met & {labels[d] for d in support(o)}]
             if met and index == 1 and varied & inner:
@@ -57,14 +57,6 @@ def contract(t: Tracker, a: Value, a_labels: str, b: Value, b_labels: str, out: 
                 outer.append(ids)
     source = [labels.index(x) for x in out]
     return [compress(move_to(ids, source, range(len(out)), len(out))) for ids in outer]
-
-
-def _rigid(t: Tracker, ids: Ids, labels: str, batch: set[str]) -> None:
-    """Every batch entry keeps equally many of its own channels, and at least one."""
-    lead = [d for d in range(ids.ndim) if labels[d] in batch]
-    rest = [d for d in range(ids.ndim) if labels[d] not in batch]
-    blocks = ids.transpose(lead + rest).reshape(int(np.prod([ids.shape[d] for d in lead])), -1)
-    t.ledger.split(np.unique(blocks, axis=0), rigid=True)
 
 
 def mm(t: Tracker, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:

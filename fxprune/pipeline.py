@@ -25,7 +25,7 @@ from fxprune.capture.concrete import ConcreteTracer
 from fxprune.capture.inputs import Inputs, given, infer
 from fxprune.capture.objects import held
 from fxprune.capture.tracer import Captured, ChannelTracer, trace
-from fxprune.errors import CaptureError, InputError, KeepError, RewriteError, VerificationError, WeightError
+from fxprune.errors import CaptureError, FxpruneError, InputError, KeepError, RewriteError, VerificationError, WeightError
 from fxprune.graph.channels import ChannelGraph, build
 from fxprune.plan import Plan
 from fxprune.provenance.factor import Ids, Mask, Value
@@ -109,13 +109,36 @@ def _captured(
     if isinstance(model, (torch.jit.ScriptModule, fx.GraphModule)) and isinstance(first, CaptureError):
         raise first
     try:
-        captured = trace(model, lambda root: ConcreteTracer(root, inputs, entered), inputs)
+        captured = _concrete(model, inputs, entered)
     except CaptureError as error:
         if not isinstance(first, CaptureError):
             raise
         raise CaptureError(f"{first} Tracing with concrete shapes failed too: {error}", node=first.node, got=first.got) from error
     check_weights(captured)
     return interpret(captured, inputs)
+
+
+def _concrete(model: nn.Module, inputs: Inputs, entered: frozenset[Function]) -> Captured:
+    """Tracing with concrete shapes. A branch that one sample takes because 1 == 1 is decided with two, if the program stays the model's."""
+    tracers: list[ConcreteTracer] = []
+
+    def traced(call: Inputs) -> Captured:
+        def make(root: nn.Module) -> ConcreteTracer:
+            tracers.append(ConcreteTracer(root, call, entered))
+            return tracers[-1]
+
+        return trace(model, make, call)
+
+    captured = traced(inputs)
+    two = inputs.doubled() if tracers[-1].of_one else None
+    if two is not None:
+        try:
+            general = traced(two)
+            _same_program(model, general.module(), inputs)
+        except FxpruneError:
+            return captured
+        return general
+    return captured
 
 
 def check_weights(captured: Captured) -> None:
@@ -348,7 +371,8 @@ def _same_program(model: nn.Module, program: fx.GraphModule, inputs: Inputs) -> 
     eager, traced = (held(result) for result in results)
     if len(eager) != len(traced):
         raise VerificationError(
-            f"the captured program returns {len(traced)} tensors, the model {len(eager)}: tracing cannot see all that it returns. Nothing was pruned.",
+            f"the captured program returns {len(traced)} tensors, the model {len(eager)}: tracing does not see all that it returns. "
+            "Nothing was pruned.",
             node="output",
             expected=len(eager),
             got=len(traced),

@@ -120,7 +120,11 @@ class ConcreteAttribute(ConcreteProxy):
 
 
 class ConcreteTracer(ChannelTracer):
-    """Traces with values (clauses 1 to 6)."""
+    """Traces with values (clauses 1 to 6).
+
+    Attributes:
+        of_one: a branch was decided because some size is 1, as that of a batch of one sample is by chance.
+    """
 
     binds = True
 
@@ -129,6 +133,7 @@ class ConcreteTracer(ChannelTracer):
         self.values: dict[fx.Node, Any] = {}
         self._enter = enter
         self._busy = False
+        self.of_one = False
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)
         self._shadow = clone(root, lambda _, t: self._fake.from_tensor(t.detach()))
         for module in self._shadow.modules():
@@ -169,7 +174,7 @@ class ConcreteTracer(ChannelTracer):
         try:
             for name, function in own.items():
                 setattr(torch, name, self._asked(function))
-            builtins.isinstance = _is_instance  # type: ignore[assignment]
+            builtins.isinstance = _is_instance
             yield
         finally:
             builtins.isinstance = IS_INSTANCE
@@ -201,20 +206,20 @@ class ConcreteTracer(ChannelTracer):
         if issubclass(kind, fx.Proxy):
             return a.node
         if (issubclass(kind, Mapping) and kind not in PLAIN_MAPPINGS) or is_dataclass(kind):
-            return self._object(a)
+            return self._object(a).node
         return super().create_arg(a)
 
-    def _object(self, a: Any) -> fx.Node:
-        """Clause 6."""
+    def _object(self, a: Any, change: Callable[[Any], Any] = lambda item: item) -> Any:
+        """Clause 6, for dataclasses and mappings."""
         if is_dataclass(type(a)):
-            named = {field.name: getattr(a, field.name) for field in fields(a) if field.init}
-            return self.create_proxy("call_function", type(a), (), named).node
-        return self.create_proxy("call_function", type(a), (dict(a),), {}).node
+            named = {field.name: change(getattr(a, field.name)) for field in fields(a) if field.init}
+            return self.create_proxy("call_function", type(a), (), named)
+        return self.create_proxy("call_function", type(a), ({key: change(item) for key, item in a.items()},), {})
 
     def _returned(self, a: Any) -> Any:
         """Clause 6 for what is in an output: an object that its class did not make of its arguments is assembled."""
         kind = type(a)
-        if issubclass(kind, fx.Proxy) or isinstance(a, PLAIN):
+        if issubclass(kind, (fx.Proxy, *PLAIN)):
             return a
         if kind in (tuple, list):
             return kind(self._returned(item) for item in a)
@@ -222,11 +227,8 @@ class ConcreteTracer(ChannelTracer):
             return {key: self._returned(item) for key, item in a.items()}
         if issubclass(kind, (tuple, list)):
             return a
-        if is_dataclass(kind):
-            named = {field.name: self._returned(getattr(a, field.name)) for field in fields(a) if field.init}
-            return self.create_proxy("call_function", kind, (), named)
-        if issubclass(kind, Mapping):
-            return self.create_proxy("call_function", kind, ({key: self._returned(item) for key, item in a.items()},), {})
+        if is_dataclass(kind) or issubclass(kind, Mapping):
+            return self._object(a, self._returned)
         if not importable(kind) or not hasattr(a, "__dict__"):
             return self._constant(a)
         attributes = {key: self._returned(item) for key, item in vars(a).items()}
@@ -245,6 +247,10 @@ class ConcreteTracer(ChannelTracer):
         return attr_val if self._busy else super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def to_bool(self, obj: fx.Proxy) -> bool:
+        """Clause 3; notes where a size of 1 decided."""
+        if obj.node.target in (operator.eq, operator.ne):
+            sides = fx.node.map_arg(tuple(obj.node.args), self._known)
+            self.of_one = self.of_one or all(type(side) is int and side == 1 for side in sides)
         return False if "training" in obj.node.meta else bool(self.values[obj.node])
 
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:

@@ -46,12 +46,11 @@ def _items(value: Any) -> list[Any]:
 
 
 def importable(kind: type) -> bool:
-    """A class that ``assemble`` finds again by its name, and whose objects keep all they hold in attributes."""
+    """A class of somebody's module that ``assemble`` finds again by its name and can make by attributes alone."""
     found: Any = sys.modules.get(kind.__module__)
     for part in kind.__qualname__.split("."):
         found = getattr(found, part, None)
-    plain = kind.__init__ is object.__init__ or "__slots__" not in kind.__dict__
-    return found is kind and plain and kind.__new__ is object.__new__ and kind.__module__ != "builtins"
+    return found is kind and kind.__new__ is object.__new__ and kind.__module__ != "builtins"
 
 
 def assemble(module: str, name: str, attributes: dict[str, Any]) -> Any:

@@ -23,7 +23,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_flatten
 
 from fxprune.errors import VerificationError
@@ -233,7 +233,7 @@ def _matched(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _paired(expected: Any, got: Any) -> list[tuple[Tensor, Tensor]]:
-    left, right = (tree_flatten(value)[0] for value in (expected, got))
+    left, right = (tree_flatten(_opened(value, set()))[0] for value in (expected, got))
     if not any(isinstance(leaf, Tensor) for leaf in left):
         return []
     if len(left) != len(right) or any(isinstance(x, Tensor) != isinstance(y, Tensor) for x, y in zip(left, right, strict=False)):
@@ -243,6 +243,15 @@ def _paired(expected: Any, got: Any) -> list[tuple[Tensor, Tensor]]:
             got=len(right),
         )
     return [(x, y) for x, y in zip(left, right, strict=True) if isinstance(x, Tensor)]
+
+
+def _opened(value: Any, seen: set[int]) -> list[Any]:
+    """The leaves of a value; in the place of an object that torch's pytree knows as a leaf (a cache), the leaves of its attributes."""
+    found = []
+    for leaf in tree_flatten(value)[0]:
+        plain = isinstance(leaf, (Tensor, type, nn.Module)) or not hasattr(leaf, "__dict__") or id(leaf) in seen
+        found.append(leaf if plain else _opened(dict(vars(leaf)), seen | {id(leaf)}))
+    return found
 
 
 def _same_shape(expected: tuple[int, ...], got: Tensor) -> None:

@@ -82,7 +82,9 @@ def _absent(parameter: inspect.Parameter) -> Slot:
     """Clause 2."""
     default = parameter.default
     simple = isinstance(default, (*DECIDES, *NUMBERS))
-    return Slot(parameter.name if simple else "", default, default, parameter.name, fixed=not simple or isinstance(default, DECIDES))
+    return Slot(
+        parameter.name if simple else "", default, default, parameter.name, fixed=not simple or isinstance(default, DECIDES)
+    )
 
 
 def _without_gaps(found: list[Slot]) -> list[Slot]:

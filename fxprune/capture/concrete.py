@@ -6,7 +6,7 @@
 3. What Python decided from shapes is decided for these shapes: other input sizes may take another branch in the original model.
 4. The call is the one that the example inputs make (binding.py): decorators, ``*args`` and ``**kwargs`` are Python's own business.
 5. Functions of torch that make tensors out of sizes, dtypes and devices do not ask proxies first; while tracing, they do.
-6. An object that holds tensors (a dataclass, a subclass of dict) is recorded as a call of its class, so the program returns the same class.
+6. An object that the model returns and that no call of its class makes (a cache that a method filled) is assembled (objects.py).
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ from __future__ import annotations
 import builtins
 import functools
 import operator
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
+from dataclasses import is_dataclass
 from typing import Any
 
 import torch
@@ -35,7 +34,6 @@ FACTORIES = (
     *("arange", "zeros", "ones", "full", "empty", "eye", "linspace", "tensor", "as_tensor", "rand", "randn", "randint"),
     *("broadcast_shapes", "is_floating_point", "is_complex", "finfo", "iinfo"),
 )
-PLAIN_MAPPINGS = (dict, OrderedDict)
 PLAIN = (str, bytes, int, float, complex, slice, torch.Tensor, torch.dtype, torch.device, torch.Size, type(None), type(...))
 
 
@@ -55,7 +53,11 @@ class ConcreteProxy(ChannelProxy):
     tracer: Any
 
     def __getattr__(self, name: str) -> Any:
-        found = getattr(self.value, name, None)
+        value = self.value
+        if isinstance(value, Mapping) and name in ("items", "values"):
+            proxy: Any = self
+            return lambda: [(key, proxy[key]) if name == "items" else proxy[key] for key in value]
+        found = getattr(value, name, None)
         if isinstance(found, (str, bool)):  # names of device types and the like: nothing that shapes could change
             return found
         return ConcreteAttribute(self, name)
@@ -202,22 +204,10 @@ class ConcreteTracer(ChannelTracer):
         return proxy
 
     def create_arg(self, a: Any) -> Any:
-        kind = type(a)
-        if issubclass(kind, fx.Proxy):
-            return a.node
-        if (issubclass(kind, Mapping) and kind not in PLAIN_MAPPINGS) or is_dataclass(kind):
-            return self._object(a).node
-        return super().create_arg(a)
-
-    def _object(self, a: Any, change: Callable[[Any], Any] = lambda item: item) -> Any:
-        """Clause 6, for dataclasses and mappings."""
-        if is_dataclass(type(a)):
-            named = {field.name: change(getattr(a, field.name)) for field in fields(a) if field.init}
-            return self.create_proxy("call_function", type(a), (), named)
-        return self.create_proxy("call_function", type(a), ({key: change(item) for key, item in a.items()},), {})
+        return a.node if issubclass(type(a), fx.Proxy) else super().create_arg(a)
 
     def _returned(self, a: Any) -> Any:
-        """Clause 6 for what is in an output: an object that its class did not make of its arguments is assembled."""
+        """Clause 6, for all that is in an output."""
         kind = type(a)
         if issubclass(kind, (fx.Proxy, *PLAIN)):
             return a
@@ -228,7 +218,7 @@ class ConcreteTracer(ChannelTracer):
         if issubclass(kind, (tuple, list)):
             return a
         if is_dataclass(kind) or issubclass(kind, Mapping):
-            return self._object(a, self._returned)
+            return self.record_object(a, self._returned)
         if not importable(kind) or not hasattr(a, "__dict__"):
             return self._constant(a)
         attributes = {key: self._returned(item) for key, item in vars(a).items()}

@@ -9,6 +9,7 @@
    were true for the original's sizes.
 5. An argument that the call leaves to its default is that default while tracing (``if mask is not None`` takes the branch it would take);
    it stays in the signature.
+6. A dataclass or a mapping of a class of its own is recorded as a call of its class, so the program returns the same class.
 """
 
 from __future__ import annotations
@@ -17,13 +18,15 @@ import inspect
 import math
 import operator
 import traceback
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, is_dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.immutable_collections import immutable_dict
 
 from fxprune.capture.attention import legalize
 from fxprune.capture.clone import clone, named_tensors, same, walk
@@ -117,6 +120,19 @@ class ChannelTracer(fx.Tracer):
         if "training" in obj.node.meta:
             return False
         return bool(super().to_bool(obj))
+
+    def create_arg(self, a: Any) -> Any:
+        kind = type(a)
+        if is_dataclass(kind) or (issubclass(kind, Mapping) and kind not in (dict, OrderedDict, immutable_dict)):
+            return self.record_object(a).node
+        return super().create_arg(a)
+
+    def record_object(self, a: Any, change: Callable[[Any], Any] = lambda item: item) -> fx.Proxy:
+        """Clause 6."""
+        if is_dataclass(type(a)):
+            named = {field.name: change(getattr(a, field.name)) for field in fields(a) if field.init}
+            return self.create_proxy("call_function", type(a), (), named)
+        return self.create_proxy("call_function", type(a), ({key: change(item) for key, item in a.items()},), {})
 
     def training_flag(self, path: str) -> fx.Proxy:
         proxy = self.create_proxy("get_attr", f"{path}.training" if path else "training", (), {})

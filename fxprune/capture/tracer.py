@@ -121,6 +121,12 @@ class ChannelTracer(fx.Tracer):
             return False
         return bool(super().to_bool(obj))
 
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A module that ``forward`` makes (a loss) belongs to no path: what it does is recorded in its place."""
+        if self.submodule_paths is not None and m not in self.submodule_paths:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
     def create_arg(self, a: Any) -> Any:
         kind = type(a)
         if is_dataclass(kind) or (issubclass(kind, Mapping) and kind not in (dict, OrderedDict, immutable_dict)):

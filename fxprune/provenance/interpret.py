@@ -4,6 +4,8 @@
    convolution's weight with one run of atoms per block of rows; its window with none); integer buffers enter as constants with their numbers.
 2. What a node computes is kept as a pytree whose tensors are ``Value``s.
 3. Model outputs are pinned.
+4. Rows that the size of the input takes out of a parameter or buffer (the first n of a table of positions) are pinned, those that this size
+   does not take included: another one does.
 """
 
 from __future__ import annotations
@@ -189,6 +191,7 @@ def evaluate(node: fx.Node, root: nn.Module, env: Mapping[fx.Node, Any], tracker
     if node.op == "output":
         return args[0]
     if node.target in (operator.getitem, operator.setitem) and isinstance(args[0], Tensor):
+        _keep_table(node, args[0], tracker)
         args = (args[0], _known_key(args[1], tracker), *args[2:])
     with tracker:
         if node.op == "call_function":
@@ -198,6 +201,22 @@ def evaluate(node: fx.Node, root: nn.Module, env: Mapping[fx.Node, Any], tracker
         if node.op == "get_attr":
             return attribute(root, str(node.target))
     raise CaptureError(f"node {node.name!r} has the unknown kind {node.op!r}.", node=node.name)
+
+
+def _keep_table(node: fx.Node, table: Tensor, tracker: Tracker) -> None:
+    """Clause 4."""
+    source, key = node.args[0], node.args[1]
+    if not isinstance(source, fx.Node) or source.op != "get_attr" or not isinstance(key, (tuple, slice)):
+        return
+    parts = [part for part in (key if isinstance(key, tuple) else (key,)) if part is not None]
+    if Ellipsis in [part for part in parts if not isinstance(part, fx.Node)]:
+        place = next(i for i, part in enumerate(parts) if part is Ellipsis)
+        parts[place : place + 1] = [slice(None)] * (table.dim() - len(parts) + 1)
+    for dim, part in enumerate(parts):
+        if isinstance(part, slice) and any(isinstance(end, fx.Node) for end in (part.start, part.stop)):
+            for ids in tracker.value(table).factors:
+                if ids.shape[dim] > 1:
+                    tracker.ledger.pin(ids, "rows of a table of which the input's size takes some")
 
 
 def _known_key(key: Any, tracker: Tracker) -> Any:

@@ -378,7 +378,7 @@ _NAMES = "add sub mul truediv floordiv mod pow iadd isub imul itruediv ifloordiv
 ARITHMETIC = frozenset(
     {
         *(getattr(operator, name) for name in _NAMES.split()),
-        *(getattr(torch, name) for name in "add sub mul div true_divide floor_divide pow remainder".split()),
+        *(getattr(torch, name) for name in "add sub mul div true_divide floor_divide pow remainder tensor as_tensor".split()),
         *(name + end for name in "add sub mul div true_divide floor_divide pow".split() for end in ("", "_")),
     }
 )
@@ -391,6 +391,8 @@ ALWAYS = frozenset(
         torch.roll,
         torch.narrow,
         torch.select,
+        torch.tensor,
+        torch.as_tensor,
         "roll",
         "narrow",
         "select",

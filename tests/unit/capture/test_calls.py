@@ -337,3 +337,66 @@ class Columns(nn.Module):
 def test_a_shape_computed_as_a_whole_keeps_its_batch() -> None:
     slim = checked(seeded(Columns()), image(2, 5, 6))
     assert run(slim, image(3, 4, 6)).shape == (3, 4, 2)
+
+
+class Table(Body):
+    """Adds the first rows of a table of positions, as many as there are."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__()
+        self.key, self.table = key, nn.Parameter(torch.empty(1, 1, 20, 1) if key == "ellipsis" else torch.empty(20))
+
+    def forward(self, x: Tensor) -> Tensor:
+        n = x.shape[2]
+        if self.key == "ellipsis":
+            return self.body(x + self.table[..., :n, :])
+        return self.body(x + (self.table[0 : 0 + n] if self.key == "plain" else self.table[None, :n])[..., None])
+
+
+@pytest.mark.parametrize("key", ["plain", "tuple", "ellipsis"])
+def test_a_table_keeps_the_rows_that_other_sizes_take(key: str) -> None:
+    model = seeded(Table(key))
+    slim = checked(model, image())
+    assert slim.get_parameter("table").numel() == 20
+    assert run(slim, image(2, 3, 20, 8)).shape == (2, 2, 20, 8)
+
+
+class Loss(Body):
+    """Makes a loss and a dropout while it runs."""
+
+    def forward(self, x: Tensor, labels: Tensor | None = None, **kwargs: Any) -> dict[str, Any]:
+        y = self.body(x)
+        loss = None if labels is None else nn.CrossEntropyLoss()(y.flatten(2), labels)
+        return {"loss": loss, "logits": y}
+
+
+def test_modules_that_forward_makes_are_recorded_by_what_they_do() -> None:
+    inputs = {"x": image(), "labels": torch.randint(0, 2, (2, 64), generator=torch.Generator().manual_seed(0))}
+    slim = checked(seeded(Loss()), inputs)
+    assert slim(**inputs)["loss"].requires_grad
+
+
+class Scaled(nn.Module):
+    """Attention whose scale is a tensor made out of a size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.o = (nn.Linear(8, 8, bias=False) for _ in range(4))
+
+    def forward(self, x: Tensor, **kwargs: Any) -> Tensor:
+        q, k, v = self.q(x), self.k(x), self.v(x)
+        scale = torch.sqrt(torch.tensor(q.size(-1), dtype=torch.float64) * 3)
+        return self.o((q @ (k.transpose(-1, -2) / scale)).softmax(-1) @ v)
+
+
+def test_a_number_out_of_a_size_stays_when_it_becomes_a_tensor() -> None:
+    model, x = seeded(Scaled()), image(2, 5, 8)
+    slim = fxprune.slim(model, 0.5, x)
+    kept = fxprune.plan_of(slim).kept
+    dead = {name: sorted(set(range(8)) - set(kept[f"{name}.weight"][0])) for name in ("q", "k", "v")}
+    assert dead["q"] == dead["k"]
+    assert dead["q"]
+    with torch.no_grad():
+        for name, rows in dead.items():
+            getattr(model, name).weight[rows] = 0
+    assert (run(slim, x) - run(model, x)).abs().max() <= EXACT * run(model, x).abs().max()

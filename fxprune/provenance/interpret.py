@@ -4,8 +4,8 @@
    convolution's weight with one run of atoms per block of rows; its window with none); integer buffers enter as constants with their numbers.
 2. What a node computes is kept as a pytree whose tensors are ``Value``s.
 3. Model outputs are pinned.
-4. Rows that the size of the input takes out of a parameter or buffer (the first n of a table of positions) are pinned, those that this size
-   does not take included: another one does.
+4. Rows that the program computes to take out of a parameter or buffer (the first n of a table of positions) are pinned, those that these
+   inputs do not take included: others do.
 """
 
 from __future__ import annotations
@@ -206,17 +206,18 @@ def evaluate(node: fx.Node, root: nn.Module, env: Mapping[fx.Node, Any], tracker
 def _keep_table(node: fx.Node, table: Tensor, tracker: Tracker) -> None:
     """Clause 4."""
     source, key = node.args[0], node.args[1]
-    if not isinstance(source, fx.Node) or source.op != "get_attr" or not isinstance(key, (tuple, slice)):
+    if not isinstance(source, fx.Node) or source.op != "get_attr":
         return
     parts = [part for part in (key if isinstance(key, tuple) else (key,)) if part is not None]
     if Ellipsis in [part for part in parts if not isinstance(part, fx.Node)]:
         place = next(i for i, part in enumerate(parts) if part is Ellipsis)
         parts[place : place + 1] = [slice(None)] * (table.dim() - len(parts) + 1)
     for dim, part in enumerate(parts):
-        if isinstance(part, slice) and any(isinstance(end, fx.Node) for end in (part.start, part.stop)):
+        ends = (part.start, part.stop) if isinstance(part, slice) else (part,)
+        if any(isinstance(end, fx.Node) and end.op != "get_attr" for end in ends):
             for ids in tracker.value(table).factors:
-                if ids.shape[dim] > 1:
-                    tracker.ledger.pin(ids, "rows of a table of which the input's size takes some")
+                if dim < ids.ndim and ids.shape[dim] > 1:
+                    tracker.ledger.pin(ids, "rows of a table of which the inputs decide what is taken")
 
 
 def _known_key(key: Any, tracker: Tracker) -> Any:

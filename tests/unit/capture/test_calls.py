@@ -350,10 +350,12 @@ class Table(Body):
         n = x.shape[2]
         if self.key == "ellipsis":
             return self.body(x + self.table[..., :n, :])
+        if self.key == "index":
+            return self.body(x + self.table[torch.arange(n, device=x.device)][:, None])
         return self.body(x + (self.table[0 : 0 + n] if self.key == "plain" else self.table[None, :n])[..., None])
 
 
-@pytest.mark.parametrize("key", ["plain", "tuple", "ellipsis"])
+@pytest.mark.parametrize("key", ["plain", "tuple", "ellipsis", "index"])
 def test_a_table_keeps_the_rows_that_other_sizes_take(key: str) -> None:
     model = seeded(Table(key))
     slim = checked(model, image())

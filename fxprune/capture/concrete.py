@@ -27,7 +27,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from fxprune.capture.binding import EMPTY, call, slots
 from fxprune.capture.clone import clone
 from fxprune.capture.inputs import Inputs
-from fxprune.capture.objects import assemble, importable
+from fxprune.capture.objects import assemble, importable, thawed
 from fxprune.capture.tracer import ChannelProxy, ChannelTracer
 
 FACTORIES = (
@@ -252,7 +252,7 @@ class ConcreteTracer(ChannelTracer):
             return None  # the caller knows
         if str(node.target).endswith("training") and node.op == "get_attr":
             return False
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), self._known)
+        args, kwargs = thawed(fx.node.map_arg((node.args, node.kwargs), self._known))
         self._busy = True
         try:
             with self._fake, torch.no_grad():

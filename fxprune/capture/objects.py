@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx.immutable_collections import immutable_dict
 
 NOTHING = (str, bytes, int, float, complex, bool, type(None), torch.dtype, torch.device, nn.Module, type)
 
@@ -43,6 +44,15 @@ def _items(value: Any) -> list[Any]:
         return list(value.values())
     slots = [name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ()) if isinstance(name, str)]
     return [getattr(value, name) for name in slots if hasattr(value, name)] + list(getattr(value, "__dict__", {}).values())
+
+
+def thawed(value: Any) -> Any:
+    """The arguments of a node as the program's own code would pass them: lists and dicts that the callee may change."""
+    if isinstance(value, list):
+        return [thawed(item) for item in value]
+    if type(value) is tuple:
+        return tuple(thawed(item) for item in value)
+    return {key: thawed(item) for key, item in value.items()} if isinstance(value, immutable_dict) else value
 
 
 def importable(kind: type) -> bool:

@@ -21,7 +21,7 @@ from torch import Tensor, fx, nn
 
 from fxprune.capture.clone import clone, module_at, named_tensors, to_meta, walk
 from fxprune.capture.inputs import Inputs
-from fxprune.capture.objects import held
+from fxprune.capture.objects import held, thawed
 from fxprune.capture.tracer import Captured
 from fxprune.errors import CaptureError, FxpruneError, InputError
 from fxprune.provenance.factor import Ids
@@ -195,6 +195,8 @@ def evaluate(node: fx.Node, root: nn.Module, env: Mapping[fx.Node, Any], tracker
         args = (args[0], _known_key(args[1], tracker), *args[2:])
     with tracker:
         if node.op == "call_function":
+            if hasattr(node.target, "__code__"):
+                args, kwargs = thawed((args, kwargs))
             return node.target(*args, **kwargs)  # type: ignore[operator]
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.immutable_collections import immutable_dict
 
 from fxprune.errors import VerificationError
 from fxprune.verify.call import tensors
@@ -98,6 +99,10 @@ class Program:
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         assert callable(node.target)
+        if hasattr(
+            node.target, "__code__"
+        ):  # fx hands out lists that a Python function must not change, the program's own code does not
+            args, kwargs = _thawed(args), _thawed(kwargs)
         return node.target(*args, **kwargs)
 
     def _placeholder(self, node: fx.Node) -> Any:
@@ -149,6 +154,14 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+
+
+def _thawed(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _thawed(item) for key, item in value.items()} if type(value) in (dict, immutable_dict) else value
+    if isinstance(value, list):
+        return [_thawed(item) for item in value]
+    return tuple(_thawed(item) for item in value) if type(value) is tuple else value
 
 
 def _attribute(module: nn.Module, path: str) -> Any:

@@ -186,6 +186,7 @@ def evaluate(node: fx.Node, root: nn.Module, env: Mapping[fx.Node, Any], tracker
         found = short(tracker, module, args, kwargs)
         if found is not None:
             return found
+        tracker.visible = False
         with tracker:
             return module(*args, **kwargs)
     if node.op == "output":
@@ -193,6 +194,7 @@ def evaluate(node: fx.Node, root: nn.Module, env: Mapping[fx.Node, Any], tracker
     if node.target in (operator.getitem, operator.setitem) and isinstance(args[0], Tensor):
         _keep_table(node, args[0], tracker)
         args = (args[0], _known_key(args[1], tracker), *args[2:])
+    tracker.visible = _visible(node, env)
     with tracker:
         if node.op == "call_function":
             if hasattr(node.target, "__code__"):
@@ -220,6 +222,16 @@ def _keep_table(node: fx.Node, table: Tensor, tracker: Tracker) -> None:
             for ids in tracker.value(table).factors:
                 if dim < ids.ndim and ids.shape[dim] > 1:
                     tracker.ledger.pin(ids, "rows of a table of which the inputs decide what is taken")
+
+
+def _visible(node: fx.Node, env: Mapping[fx.Node, Any]) -> bool:
+    """The node indexes, by literals or by constants of the model (rules/indexing.py, clause 2)."""
+    if node.target not in INDEXING:
+        return False
+    return not any(isinstance(env[n], Tensor) and n.op != "get_attr" for n in node.all_input_nodes if n is not node.args[0])
+
+
+INDEXING = (operator.getitem, operator.setitem, torch.index_select, "index_select", "__getitem__")
 
 
 def _known_key(key: Any, tracker: Tracker) -> Any:

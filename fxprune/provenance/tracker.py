@@ -32,6 +32,7 @@ class Tracker(TorchDispatchMode):
     def __init__(self, ledger: Ledger, find: Callable[[Any], Rule]) -> None:
         super().__init__()
         self.ledger = ledger
+        self.visible = True  # constants that index are arguments of the node, where a rewriter reaches them
         self._find = find
         self._rules: dict[Any, Rule] = {}
         self._values: dict[int, tuple[Tensor, Value]] = {}

@@ -32,11 +32,23 @@ from fxprune.capture.tracer import ChannelProxy, ChannelTracer
 
 FACTORIES = (
     *("arange", "zeros", "ones", "full", "empty", "eye", "linspace", "tensor", "as_tensor", "rand", "randn", "randint"),
-    *("broadcast_shapes", "is_floating_point", "is_complex", "finfo", "iinfo"),
+    *("randperm", "scalar_tensor", "logspace", "broadcast_shapes", "is_floating_point", "is_complex", "finfo", "iinfo"),
 )
-PLAIN = (str, bytes, int, float, complex, slice, torch.Tensor, torch.dtype, torch.device, torch.Size, type(None), type(...))
-
-
+PLAIN = (
+    str,
+    bytes,
+    int,
+    float,
+    complex,
+    slice,
+    torch.Tensor,
+    torch.dtype,
+    torch.device,
+    torch.Size,
+    nn.Module,
+    type(None),
+    type(...),
+)
 IS_INSTANCE = isinstance
 
 

@@ -23,8 +23,9 @@ from torch import Tensor, fx, nn
 from fxprune.capture.clone import same
 from fxprune.capture.concrete import ConcreteTracer
 from fxprune.capture.inputs import Inputs, given, infer
+from fxprune.capture.objects import held
 from fxprune.capture.tracer import Captured, ChannelTracer, trace
-from fxprune.errors import CaptureError, InputError, KeepError, RewriteError, UnfaithfulCaptureError, WeightError
+from fxprune.errors import CaptureError, FxpruneError, InputError, KeepError, RewriteError, UnfaithfulCaptureError, WeightError
 from fxprune.graph.channels import ChannelGraph, build
 from fxprune.plan import Plan
 from fxprune.provenance.factor import Ids, Mask, Value
@@ -109,13 +110,36 @@ def _captured(
     if isinstance(model, (torch.jit.ScriptModule, fx.GraphModule)) and isinstance(first, CaptureError):
         raise first
     try:
-        captured = trace(model, lambda root: ConcreteTracer(root, inputs, entered), inputs)
+        captured = _concrete(model, inputs, entered)
     except CaptureError as error:
         if not isinstance(first, CaptureError):
             raise
         raise CaptureError(f"{first} Tracing with concrete shapes failed too: {error}", node=first.node, got=first.got) from error
     check_weights(captured)
     return interpret(captured, inputs)
+
+
+def _concrete(model: nn.Module, inputs: Inputs, entered: frozenset[Function]) -> Captured:
+    """Tracing with concrete shapes. A branch that one sample takes because 1 == 1 is decided with two, if the program stays the model's."""
+    tracers: list[ConcreteTracer] = []
+
+    def traced(call: Inputs) -> Captured:
+        def make(root: nn.Module) -> ConcreteTracer:
+            tracers.append(ConcreteTracer(root, call, entered))
+            return tracers[-1]
+
+        return trace(model, make, call)
+
+    captured = traced(inputs)
+    two = inputs.doubled() if tracers[-1].of_one else None
+    if two is not None:
+        try:
+            general = traced(two)
+            _same_program(model, general.module(), inputs)
+        except FxpruneError:
+            return captured
+        return general
+    return captured
 
 
 def check_weights(captured: Captured) -> None:
@@ -348,9 +372,16 @@ def _same_program(model: nn.Module, program: fx.GraphModule, inputs: Inputs) -> 
             except Exception as error:
                 line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
                 raise InputError(f"the model itself fails on these example inputs: {line}", node="output", got=line) from error
-    eager, traced = (torch.utils._pytree.tree_leaves(r) for r in results)
-    pairs = [(a, b) for a, b in zip(eager, traced, strict=False) if isinstance(a, Tensor) and isinstance(b, Tensor)]
-    for a, b in pairs:
+    eager, traced = (held(result) for result in results)
+    if len(eager) != len(traced):
+        raise UnfaithfulCaptureError(
+            f"the captured program returns {len(traced)} tensors, the model {len(eager)}: tracing does not see all that it returns. "
+            "Nothing was pruned.",
+            node="output",
+            expected=len(eager),
+            got=len(traced),
+        )
+    for a, b in zip(eager, traced, strict=True):
         apart = float("inf") if a.shape != b.shape else float((a - b).abs().max()) if a.is_floating_point() and a.numel() else 0.0
         scale = float(a.abs().max()) if a.is_floating_point() and a.numel() else 1.0
         if apart > SAME_PROGRAM * max(scale, 1e-12):

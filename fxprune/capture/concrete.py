@@ -1,26 +1,63 @@
 """The second tracer: proxies that carry their concrete value.
 
 1. Every node is evaluated on fake tensors (shapes, dtypes, devices; no numbers) while it is recorded. Arithmetic stays symbolic;
-   where Python asks a proxy for a truth value, a length, an iterator, an integer or its class, the value answers.
+   where Python asks a proxy for a truth value, a length, an iterator, an integer or whether it is an instance, the value answers.
 2. Functions that the model hides from tracing (``torch.fx.wrap``) are entered if the caller names them.
 3. What Python decided from shapes is decided for these shapes: other input sizes may take another branch in the original model.
+4. The call is the one that the example inputs make (binding.py): decorators, ``*args`` and ``**kwargs`` are Python's own business.
+5. Functions of torch that make tensors out of sizes, dtypes and devices do not ask proxies first; while tracing, they do.
+6. An object that the model returns and that no call of its class makes (a cache that a method filled) is assembled (objects.py).
 """
 
 from __future__ import annotations
 
+import builtins
+import functools
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import is_dataclass
 from typing import Any
 
 import torch
 import torch.fx._symbolic_trace as symbolic
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fxprune.capture.arguments import arguments
+from fxprune.capture.binding import EMPTY, call, slots
 from fxprune.capture.clone import clone
 from fxprune.capture.inputs import Inputs
+from fxprune.capture.objects import assemble, importable
 from fxprune.capture.tracer import ChannelProxy, ChannelTracer
+
+FACTORIES = (
+    *("arange", "zeros", "ones", "full", "empty", "eye", "linspace", "tensor", "as_tensor", "rand", "randn", "randint"),
+    *("randperm", "scalar_tensor", "logspace", "broadcast_shapes", "is_floating_point", "is_complex", "finfo", "iinfo"),
+)
+PLAIN = (
+    str,
+    bytes,
+    int,
+    float,
+    complex,
+    slice,
+    torch.Tensor,
+    torch.dtype,
+    torch.device,
+    torch.Size,
+    nn.Module,
+    type(None),
+    type(...),
+)
+IS_INSTANCE = isinstance
+
+
+def _is_instance(x: Any, kind: Any) -> bool:
+    """``isinstance`` that asks the value of a proxy too. A proxy that lied about its class would crash torch's C++ argument parser."""
+    if IS_INSTANCE(x, kind):
+        return True
+    return issubclass(type(x), ConcreteProxy) and IS_INSTANCE(x.value, kind)
 
 
 class ConcreteProxy(ChannelProxy):
@@ -31,7 +68,11 @@ class ConcreteProxy(ChannelProxy):
     def __getattr__(self, name: str) -> Any:
         if name in ("value", "node"):  # computing them met a missing attribute; asking again would not end
             raise AttributeError(name)
-        found = getattr(self.value, name)
+        value = self.value
+        if isinstance(value, Mapping) and name in ("items", "values"):
+            proxy: Any = self
+            return lambda: [(key, proxy[key]) if name == "items" else proxy[key] for key in value]
+        found = getattr(value, name)
         if isinstance(found, (str, bool)):  # names of device types and the like: nothing that shapes could change
             return found
         return ConcreteAttribute(self, name)
@@ -39,13 +80,6 @@ class ConcreteProxy(ChannelProxy):
     @property
     def value(self) -> Any:
         return self.tracer.values[self.node]
-
-    @property  # type: ignore[misc]
-    def __class__(self) -> Any:
-        if self.__dict__.get("_busy"):  # being recorded: fx asks what it is
-            return type(self)
-        value = self.value
-        return Tensor if isinstance(value, Tensor) else type(value)
 
     def __bool__(self) -> bool:
         return bool(self.tracer.to_bool(self))
@@ -94,10 +128,8 @@ class ConcreteAttribute(ConcreteProxy):
     @property
     def node(self) -> Any:  # type: ignore[override]
         if self._node is None:
-            object.__setattr__(self, "_busy", True)
             found = self.tracer.create_proxy("call_function", getattr, (self.root, self.attr), {}).node
             object.__setattr__(self, "_node", found)
-            object.__setattr__(self, "_busy", False)
         return self._node
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -105,19 +137,41 @@ class ConcreteAttribute(ConcreteProxy):
 
 
 class ConcreteTracer(ChannelTracer):
-    """Traces with values (clauses 1 to 3)."""
+    """Traces with values (clauses 1 to 6).
+
+    Attributes:
+        of_one: a branch was decided because some size is 1, as that of a batch of one sample is by chance.
+    """
+
+    binds = True
 
     def __init__(self, root: nn.Module, inputs: Inputs, enter: frozenset[Callable[..., Any]]) -> None:
         super().__init__()
         self.values: dict[fx.Node, Any] = {}
         self._enter = enter
         self._busy = False
+        self.of_one = False
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)
         self._shadow = clone(root, lambda _, t: self._fake.from_tensor(t.detach()))
         for module in self._shadow.modules():
             module.__dict__["training"] = False
         self._inputs = inputs.map(self._fake.from_tensor)
-        self._feed = iter(self._inputs.args)
+
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
+        """Clause 4: the inputs say what fx would read out of the function."""
+        del root_fn, is_module, concrete_args
+        found = slots(self.root, self._inputs)
+        placed: dict[str, Any] = {}
+        for slot in found:
+            if slot.name:
+                proxy = self.create_proxy("placeholder", slot.name, () if slot.default is EMPTY else (slot.default,), {})
+                self.values[proxy.node] = slot.value
+                placed[slot.name] = proxy
+
+        def forward(root: nn.Module) -> Any:
+            return self._returned(call(root.forward, found, placed))
+
+        return forward, [self.root]
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         table = symbolic._wrapped_fns_to_patch
@@ -125,9 +179,34 @@ class ConcreteTracer(ChannelTracer):
         for key in entered:
             del table[key]
         try:
-            return super().trace(root, concrete_args)
+            with self._asking():
+                return super().trace(root, concrete_args)
         finally:
             table.update(entered)
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        """Clause 5."""
+        own = {name: getattr(torch, name) for name in FACTORIES}
+        try:
+            for name, function in own.items():
+                setattr(torch, name, self._asked(function))
+            builtins.isinstance = _is_instance
+            yield
+        finally:
+            builtins.isinstance = IS_INSTANCE
+            for name, function in own.items():
+                setattr(torch, name, function)
+
+    def _asked(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            found = torch.utils._pytree.tree_leaves((args, kwargs))
+            if any(issubclass(type(leaf), fx.Proxy) for leaf in found):
+                return self.create_proxy("call_function", function, args, kwargs)
+            return function(*args, **kwargs)
+
+        return wrapper
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return ConcreteProxy(node, self)
@@ -139,10 +218,29 @@ class ConcreteTracer(ChannelTracer):
             self.values[node] = self._evaluate(node)
         return proxy
 
-    def create_arg(self, a: Any) -> Any:
-        if issubclass(type(a), fx.Proxy):
-            return a.node
-        return super().create_arg(a)
+    def _returned(self, a: Any) -> Any:
+        """Clause 6, for all that is in an output."""
+        kind = type(a)
+        if issubclass(kind, (fx.Proxy, *PLAIN)):
+            return a
+        if kind in (tuple, list):
+            return kind(self._returned(item) for item in a)
+        if kind is dict:
+            return {key: self._returned(item) for key, item in a.items()}
+        if issubclass(kind, (tuple, list)):
+            return a
+        if is_dataclass(kind) or issubclass(kind, Mapping):
+            return self.record_object(a, self._returned)
+        if not importable(kind) or not hasattr(a, "__dict__"):
+            return self._constant(a)
+        attributes = {key: self._returned(item) for key, item in vars(a).items()}
+        return self.create_proxy("call_function", assemble, (kind.__module__, kind.__qualname__, attributes), {})
+
+    def _constant(self, a: Any) -> Any:
+        """Something that is no part of the computation (a class, a function), read from an attribute of the module."""
+        name = self.get_fresh_qualname("_returned_object")
+        self.root.__dict__[name] = a
+        return self.create_proxy("get_attr", name, (), {})
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         return forward(*args, **kwargs) if self._busy else super().call_module(m, forward, args, kwargs)
@@ -153,6 +251,10 @@ class ConcreteTracer(ChannelTracer):
         return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def to_bool(self, obj: fx.Proxy) -> bool:
+        """Clause 3; notes where a size of 1 decided."""
+        if obj.node.target in (operator.eq, operator.ne):
+            sides = fx.node.map_arg(tuple(obj.node.args), self._known)
+            self.of_one = self.of_one or all(type(side) is int and side == 1 for side in sides)
         return False if "training" in obj.node.meta else bool(self.values[obj.node])
 
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
@@ -161,7 +263,7 @@ class ConcreteTracer(ChannelTracer):
 
     def _evaluate(self, node: fx.Node) -> Any:
         if node.op == "placeholder":
-            return self._argument(node)
+            return None  # the caller knows
         if str(node.target).endswith("training") and node.op == "get_attr":
             return False
         args, kwargs = arguments(node, self._known)
@@ -188,10 +290,3 @@ class ConcreteTracer(ChannelTracer):
         for part in str(node.target).split("."):
             found = self.root.__dict__.get(part) if found is self._shadow and not hasattr(found, part) else getattr(found, part)
         return found
-
-    def _argument(self, node: fx.Node) -> Any:
-        name = str(node.target).lstrip("*")
-        if name in self._inputs.kwargs:
-            return self._inputs.kwargs[name]
-        default = node.args[0] if node.args else {} if str(node.target).startswith("**") else None
-        return next(self._feed, default)

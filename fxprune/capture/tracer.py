@@ -9,6 +9,7 @@
    were true for the original's sizes.
 5. An argument that the call leaves to its default is that default while tracing (``if mask is not None`` takes the branch it would take);
    it stays in the signature.
+6. A dataclass or a mapping of a class of its own is recorded as a call of its class, so the program returns the same class.
 """
 
 from __future__ import annotations
@@ -17,19 +18,21 @@ import inspect
 import math
 import operator
 import traceback
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, is_dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.immutable_collections import immutable_dict
 
 from fxprune.capture.assigned import stores, take_back
 from fxprune.capture.attention import legalize
 from fxprune.capture.clone import clone, named_tensors, same, walk
 from fxprune.capture.inputs import Inputs
-from fxprune.errors import CaptureError
+from fxprune.errors import CaptureError, InputError
 
 AUGMENTED = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor")
 
@@ -107,6 +110,7 @@ class ChannelTracer(fx.Tracer):
     """``fx.Tracer`` with clauses 2 to 4."""
 
     proxy_buffer_attributes = True
+    binds = False  # True where a tracer makes the placeholders itself
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return super().is_leaf_module(m, module_qualified_name) and not isinstance(m, OPAQUE_LAYERS)
@@ -114,21 +118,36 @@ class ChannelTracer(fx.Tracer):
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return ChannelProxy(node, self)
 
-    def create_arg(self, a: Any) -> Any:
-        """The same as fx's, without asking of plain arguments whether they are something special."""
-        if isinstance(a, fx.Proxy):
-            return a.node
-        kind = type(a)
-        if kind in CONSTANTS:
-            return a
-        if kind is tuple or kind is list:
-            return kind([self.create_arg(item) for item in a])
-        return super().create_arg(a)
-
     def to_bool(self, obj: fx.Proxy) -> bool:
         if "training" in obj.node.meta:
             return False
         return bool(super().to_bool(obj))
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """A module that ``forward`` makes (a loss) belongs to no path: what it does is recorded in its place."""
+        if self.submodule_paths is not None and m not in self.submodule_paths:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def create_arg(self, a: Any) -> Any:
+        """Clause 6; plain arguments are not asked whether they are something special."""
+        kind = type(a)
+        if issubclass(kind, fx.Proxy):
+            return a.node
+        if kind in CONSTANTS:
+            return a
+        if kind is tuple or kind is list:
+            return kind([self.create_arg(item) for item in a])
+        if is_dataclass(kind) or (issubclass(kind, Mapping) and kind not in (dict, OrderedDict, immutable_dict)):
+            return self.record_object(a).node
+        return super().create_arg(a)
+
+    def record_object(self, a: Any, change: Callable[[Any], Any] = lambda item: item) -> fx.Proxy:
+        """Clause 6."""
+        if is_dataclass(type(a)):
+            named = {field.name: change(getattr(a, field.name)) for field in fields(a) if field.init}
+            return self.create_proxy("call_function", type(a), (), named)
+        return self.create_proxy("call_function", type(a), ({key: change(item) for key, item in a.items()},), {})
 
     def training_flag(self, path: str) -> fx.Proxy:
         proxy = self.create_proxy("get_attr", f"{path}.training" if path else "training", (), {})
@@ -193,8 +212,9 @@ def trace(model: nn.Module, make: Callable[[nn.Module], ChannelTracer] | None = 
     try:
         absent = absent_arguments(model, inputs)
         graph = tracer.trace(root, absent or None)
-        _restore_names(graph, absent)
-    except CaptureError:
+        if not tracer.binds:
+            _restore_names(graph, absent)
+    except (CaptureError, InputError):
         raise
     except Exception as error:
         raise _explained(error, model) from error

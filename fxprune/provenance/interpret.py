@@ -4,6 +4,8 @@
    convolution's weight with one run of atoms per block of rows; its window with none); integer buffers enter as constants with their numbers.
 2. What a node computes is kept as a pytree whose tensors are ``Value``s.
 3. Model outputs are pinned.
+4. Rows that the program computes to take out of a parameter or buffer (the first n of a table of positions) are pinned, those that these
+   inputs do not take included: others do.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from torch import Tensor, fx, nn
 from fxprune.capture.arguments import arguments
 from fxprune.capture.clone import clone, module_at, named_tensors, to_meta, walk
 from fxprune.capture.inputs import Inputs
+from fxprune.capture.objects import held
 from fxprune.capture.tracer import Captured
 from fxprune.errors import CaptureError, FxpruneError, InputError
 from fxprune.provenance.factor import Ids
@@ -184,12 +187,15 @@ def evaluate(node: fx.Node, root: nn.Module, env: Mapping[fx.Node, Any], tracker
         found = short(tracker, module, args, kwargs)
         if found is not None:
             return found
+        tracker.visible = False
         with tracker:
             return module(*args, **kwargs)
     if node.op == "output":
         return args[0]
     if node.target in (operator.getitem, operator.setitem) and isinstance(args[0], Tensor):
+        _keep_table(node, args[0], tracker)
         args = (args[0], _known_key(args[1], tracker), *args[2:])
+    tracker.visible = _visible(node, env)
     with tracker:
         if node.op == "call_function":
             return node.target(*args, **kwargs)  # type: ignore[operator]
@@ -198,6 +204,33 @@ def evaluate(node: fx.Node, root: nn.Module, env: Mapping[fx.Node, Any], tracker
         if node.op == "get_attr":
             return attribute(root, str(node.target))
     raise CaptureError(f"node {node.name!r} has the unknown kind {node.op!r}.", node=node.name)
+
+
+def _keep_table(node: fx.Node, table: Tensor, tracker: Tracker) -> None:
+    """Clause 4."""
+    source, key = node.args[0], node.args[1]
+    if not isinstance(source, fx.Node) or source.op != "get_attr":
+        return
+    parts = [part for part in (key if isinstance(key, tuple) else (key,)) if part is not None]
+    if Ellipsis in [part for part in parts if not isinstance(part, fx.Node)]:
+        place = next(i for i, part in enumerate(parts) if part is Ellipsis)
+        parts[place : place + 1] = [slice(None)] * (table.dim() - len(parts) + 1)
+    for dim, part in enumerate(parts):
+        ends = (part.start, part.stop) if isinstance(part, slice) else (part,)
+        if any(isinstance(end, fx.Node) and end.op != "get_attr" for end in ends):
+            for ids in tracker.value(table).factors:
+                if dim < ids.ndim and ids.shape[dim] > 1:
+                    tracker.ledger.pin(ids, "rows of a table of which the inputs decide what is taken")
+
+
+def _visible(node: fx.Node, env: Mapping[fx.Node, Any]) -> bool:
+    """The node indexes, by literals or by constants of the model (rules/indexing.py, clause 2)."""
+    if node.target not in INDEXING:
+        return False
+    return not any(isinstance(env[n], Tensor) and n.op != "get_attr" for n in node.all_input_nodes if n is not node.args[0])
+
+
+INDEXING = (operator.getitem, operator.setitem, torch.index_select, "index_select", "__getitem__")
 
 
 def _known_key(key: Any, tracker: Tracker) -> Any:
@@ -220,10 +253,9 @@ def attribute(root: nn.Module, target: str) -> Any:
 
 
 def _pin_outputs(result: Any, tracker: Tracker) -> None:
-    for leaf in torch.utils._pytree.tree_leaves(result):
-        if isinstance(leaf, Tensor):
-            for ids in tracker.value(leaf).factors:
-                tracker.ledger.pin(ids, "a model output keeps its shape")
+    for tensor in held(result):
+        for ids in tracker.value(tensor).factors:
+            tracker.ledger.pin(ids, "a model output keeps its shape")
 
 
 def _complaint(node: fx.Node, error: Exception) -> str:

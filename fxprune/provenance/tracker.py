@@ -32,6 +32,7 @@ class Tracker(TorchDispatchMode):
     def __init__(self, ledger: Ledger, find: Callable[[Any], Rule]) -> None:
         super().__init__()
         self.ledger = ledger
+        self.visible = True  # constants that index are arguments of the node, where a rewriter reaches them
         self._find = find
         self._rules: dict[Any, Rule] = {}
         self._values: dict[int, tuple[Tensor, Value]] = {}
@@ -160,7 +161,8 @@ class Tracker(TorchDispatchMode):
             self._meet_all(out, factors, wide, own)
             wide |= own
         if len(values) > 1:
-            out = [ids for ids in out if not self._meets_constant(ids, rank, values, aligned)]
+            beside = [self._beside_constants(ids, rank, values, aligned) for ids in out]
+            out = [ids for ids in beside if ids is not None]
         return out
 
     def _meet_all(self, out: list[Ids], factors: Sequence[Ids], wide: set[int], own: set[int]) -> None:
@@ -201,18 +203,24 @@ class Tracker(TorchDispatchMode):
         self.couple(a, b)
         return b if len(other) > len(varied) else a
 
-    def _meets_constant(self, ids: Ids, rank: int, values: Sequence[Value], aligned: Sequence[Sequence[Ids]]) -> bool:
+    def _beside_constants(self, ids: Ids, rank: int, values: Sequence[Value], aligned: Sequence[Sequence[Ids]]) -> Ids | None:
+        """What is left of a factor beside operands of full size that have none there (constants, the model's input); None: pinned.
+
+        One number per block: no block may vanish, but each may be thinned. One per channel of a block: blocks go as a whole or not at all.
+        """
         for value, factors in zip(values, aligned, strict=True):
-            offset = rank - len(value.shape)
-            varied = support(ids)
+            offset, varied = rank - len(value.shape), support(ids)
             full = [d for d in varied if d >= offset and value.shape[d - offset] != 1]
-            if full and not any(overlaps(ids, other) for other in factors):
-                if varied[-1] not in full:  # one number per block: no block may vanish, but each may be thinned
-                    self.blocks(ids, full, np.zeros([s if d in full else 1 for d, s in enumerate(ids.shape)], np.int64))
-                    continue
+            if not full or any(overlaps(ids, other) for other in factors):
+                continue
+            if varied[-1] not in full:
+                self.blocks(ids, full, np.zeros([s if d in full else 1 for d, s in enumerate(ids.shape)], np.int64))
+            elif len(full) < len(varied) and varied[0] not in full:
+                ids = self.smear(ids, full)
+            else:
                 self.ledger.pin(ids, "an operand of full size has channels that cannot go (a constant, or the model's input)")
-                return True
-        return False
+                return None
+        return ids
 
 
 _UNKNOWN: Any = object()

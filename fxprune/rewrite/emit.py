@@ -359,7 +359,14 @@ def _patch_call(state: _Pass, node: fx.Node, copy: fx.Node, expected: Any, env: 
             return found if isinstance(found, Tensor) and not found.is_floating_point() else None
         return None
 
-    site = literals.Site(copy, originals, slim, _shapes(state, expected), state.alive, _created(state, node), constant)
+    def item(whole: fx.Node, i: int, value: Any) -> fx.Node:
+        with copy.graph.inserting_before(copy):
+            made = copy.graph.call_function(operator.getitem, (whole, i))
+        made.name = f"{copy.name}_size_{i}"
+        env[made] = value
+        return made
+
+    site = literals.Site(copy, originals, slim, _shapes(state, expected), state.alive, _created(state, node), constant, item)
     call = literals.patch(site)
     if call is None:
         return False
@@ -379,8 +386,12 @@ def _patch_module(state: _Pass, node: fx.Node, copy: fx.Node, expected: Any, env
     padding = getattr(module, "padding", None)
     pads = None
     if isinstance(module, nn.modules.padding._ConstantPadNd) and isinstance(padding, tuple):
-        site = literals.Site(copy, ((value,), {}), ((given,), {}), None, state.alive, _created(state, node), lambda _: None)
+        site = literals.Site(copy, ((value,), {}), ((given,), {}), None, state.alive, _created(state, node), lambda _: None, _no_item)
         pads = literals.pad_counts(site, value, list(padding))
     predicted = _predict(state, expected)
     left = _blocks_left(state, node)
     return predicted is not None and attributes.from_values(module, tuple(given.shape), predicted, pads, left)
+
+
+def _no_item(whole: fx.Node, i: int, value: Any) -> fx.Node:
+    raise RewriteError(f"entry {i} of {whole.name!r} ({value}) is read where no node can be put.", node=whole.name)

@@ -38,6 +38,7 @@ class Site:
         alive: liveness per atom.
         created: live counts of the atoms without a producer that the node created, in order.
         constant: numbers of an integer tensor that a node of the graph holds, or None.
+        item: ``(node, i, value)``: a new node before this one that reads entry i of what another one computes, and what it gives.
     """
 
     node: fx.Node
@@ -47,6 +48,7 @@ class Site:
     alive: Mask
     created: tuple[int, ...]
     constant: Callable[[Any], Tensor | None]
+    item: Callable[[fx.Node, int, Any], fx.Node]
 
 
 def patch(site: Site) -> Call | None:
@@ -73,7 +75,15 @@ def _view(site: Site) -> Call | None:
         return None
     symbols, values = _unpack(node.args), _unpack(site.slim[0])
     if isinstance(node.args[1], fx.Node) and len(node.args) == 2 and not isinstance(site.slim[0][1], int):
-        return node.target, (node.args[0], tuple(int(s) for s in site.predicted)), {}
+        # The shape is computed as a whole: what is right in it is read out of it (clause 2).
+        shape: Any = site.slim[0][1]
+        if len(shape) != len(site.predicted):
+            return node.target, (node.args[0], tuple(int(s) for s in site.predicted)), {}
+        whole = node.args[1]
+        entries = tuple(
+            site.item(whole, i, v) if v in (p, -1) else int(p) for i, (v, p) in enumerate(zip(shape, site.predicted, strict=True))
+        )
+        return node.target, (node.args[0], entries), {}
     new = sizes(symbols, values, site.predicted)
     return node.target, (node.args[0], new), {}
 
@@ -376,7 +386,7 @@ _NAMES = "add sub mul truediv floordiv mod pow iadd isub imul itruediv ifloordiv
 ARITHMETIC = frozenset(
     {
         *(getattr(operator, name) for name in _NAMES.split()),
-        *(getattr(torch, name) for name in "add sub mul div true_divide floor_divide pow remainder".split()),
+        *(getattr(torch, name) for name in "add sub mul div true_divide floor_divide pow remainder tensor as_tensor".split()),
         *(name + end for name in "add sub mul div true_divide floor_divide pow".split() for end in ("", "_")),
     }
 )
@@ -390,6 +400,8 @@ ALWAYS = frozenset(
         torch.roll,
         torch.narrow,
         torch.select,
+        torch.tensor,
+        torch.as_tensor,
         "roll",
         "narrow",
         "select",

@@ -8,7 +8,9 @@
 3. The error of a value is ``max |a - b| / max |a|``. Outputs must exist in full, in order, within ``rtol``; inner values within
    ``SLACK * rtol``, for cancellation may enlarge errors that vanish again. Values that are not floating are compared exactly.
 4. A value that cancels to (nearly) nothing is measured against ``CANCELLED`` times the largest value met so far, which is the size of
-   its rounding errors: the mean of a normalized value is 0 in exact arithmetic and noise in any other.
+   its rounding errors: the mean of a normalized value is 0 in exact arithmetic and noise in any other. Numbers that stand apart from all
+   others (more than ``APART`` times the next smaller one, from the median up) do not count: attention masks are made of them, and measured
+   against 1e308 nothing would differ.
 5. Unknown values (clause 6 of ``existence``) must not be outputs, and are not compared; nor is memory that nothing has written to.
 6. A value without elements says nothing about its other sizes: the slim value must be without elements too, whatever they are.
 7. Where a value differs and the program has drawn random numbers before, the error says so: the slim program draws others.
@@ -17,10 +19,12 @@
 from __future__ import annotations
 
 import math
+from bisect import insort
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_flatten
 
 from fxprune.errors import VerificationError
@@ -29,6 +33,7 @@ from fxprune.verify.existence import ALIVE, DEAD, full, has_dead, is_unknown, is
 
 SLACK = 1000.0
 CANCELLED = 1e-7
+APART = 1e4
 
 
 class Comparison:
@@ -38,13 +43,14 @@ class Comparison:
         noise: the name of the first node that drew random numbers, empty if none has (clause 7).
     """
 
-    def __init__(self, plan: Plan, rtol: float) -> None:
+    def __init__(self, plan: Plan, rtol: float, state: Iterable[Tensor] = ()) -> None:
+        """``state``: the tensors that a program starts from (parameters, inputs)."""
         self.rtol = rtol
+        self.sizes: list[float] = sorted(filter(None, map(_size, state)))
         self.noise = ""
         self.permuted = any(list(rows) != sorted(rows) for dims in plan.kept.values() for rows in dims.values())
         self.compared = self.outputs = 0
         self.outputs_error = 0.0
-        self.floor = 1e-30
         self.worst = (0.0, "")
         self.skipped: list[str] = []
         self.reordered: list[str] = []
@@ -106,11 +112,20 @@ class Comparison:
 
     def _error(self, a: Tensor, b: Tensor) -> float:
         """Relative error; what cancels to nothing is measured against what it was made of (clause 4)."""
-        if a.is_floating_point() and a.numel():
-            top = float(a.abs().max())
-            if math.isfinite(top):
-                self.floor = max(self.floor, CANCELLED * top)
+        size = _size(a)
+        if size:
+            insort(self.sizes, size)
         return relative_error(a, b, self.floor)
+
+    @property
+    def floor(self) -> float:
+        """What values that cancel are measured against (clause 4)."""
+        if not self.sizes:
+            return 1e-30
+        place = (len(self.sizes) - 1) // 2
+        while place + 1 < len(self.sizes) and self.sizes[place + 1] <= APART * self.sizes[place]:
+            place += 1
+        return max(1e-30, CANCELLED * self.sizes[place])
 
     def _tensor(self, a: Tensor, b: Tensor, name: str) -> float | None:
         """The error of one tensor, None if its existence is decided later (clauses 1 and 2)."""
@@ -157,6 +172,14 @@ class Comparison:
             found = _vectors(b, varying if rest else list(range(b.ndim)))
         self.reordered.append(name)
         return self._error(*_matched(expected, found))
+
+
+def _size(value: Tensor) -> float:
+    """The largest magnitude in a floating value; 0 where there is none, or where it is not finite."""
+    if not value.is_floating_point() or not value.numel():
+        return 0.0
+    top = float(value.abs().max())
+    return top if math.isfinite(top) else 0.0
 
 
 def _narrowed(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -215,7 +238,7 @@ def _matched(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _paired(expected: Any, got: Any) -> list[tuple[Tensor, Tensor]]:
-    left, right = (tree_flatten(value)[0] for value in (expected, got))
+    left, right = (tree_flatten(_opened(value, set()))[0] for value in (expected, got))
     if not any(isinstance(leaf, Tensor) for leaf in left):
         return []
     if len(left) != len(right) or any(isinstance(x, Tensor) != isinstance(y, Tensor) for x, y in zip(left, right, strict=False)):
@@ -225,6 +248,15 @@ def _paired(expected: Any, got: Any) -> list[tuple[Tensor, Tensor]]:
             got=len(right),
         )
     return [(x, y) for x, y in zip(left, right, strict=True) if isinstance(x, Tensor)]
+
+
+def _opened(value: Any, seen: set[int]) -> list[Any]:
+    """The leaves of a value; in the place of an object that torch's pytree knows as a leaf (a cache), the leaves of its attributes."""
+    found = []
+    for leaf in tree_flatten(value)[0]:
+        plain = isinstance(leaf, (Tensor, type, nn.Module)) or not hasattr(leaf, "__dict__") or id(leaf) in seen
+        found.append(leaf if plain else _opened(dict(vars(leaf)), seen | {id(leaf)}))
+    return found
 
 
 def _same_shape(expected: tuple[int, ...], got: Tensor) -> None:

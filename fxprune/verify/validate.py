@@ -109,7 +109,8 @@ def verify_slim(
         small, _ = replica(slim, dtype)
         other = Program(slim.graph, small, copied_inputs(args, dtype), copied_inputs(kwargs or {}, dtype), "slim")
         other.mode = OneDtype(dtype)
-        result = _lockstep(masked, other, Comparison(plan, rtol))
+        state = [*masked.module.parameters(), *tensors([masked.args, masked.kwargs])]
+        result = _lockstep(masked, other, Comparison(plan, rtol, state))
     return Evidence(
         max_relative_error=result.outputs_error,
         nodes_compared=result.compared,

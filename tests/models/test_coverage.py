@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.coverage import pytorch_image_models, vision
+from benchmarks.coverage import others, pytorch_image_models, vision
 from benchmarks.coverage.isolate import isolated
 
 CPU_SECONDS = 240
@@ -39,6 +39,17 @@ def test_torchvision(name: str) -> None:
     assert record["without_rule"] == []
     assert record["train"] == "yes"
     assert record["slim_cpu_seconds"] <= SLIM_CPU_SECONDS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", others.names())
+def test_other_libraries(name: str) -> None:
+    for package in others.case(name).packages:
+        pytest.importorskip(package)
+    record = isolated(others.case, name, CPU_SECONDS, GIGABYTES)
+    assert record["outcome"] == "verified", record
+    assert record["without_rule"] == []
+    assert (record["train"], record["batch"]) == ("yes", "dynamic")
 
 
 @pytest.mark.slow

@@ -1,7 +1,8 @@
 """Indexing by tensors.
 
 1. Where the index is known (a constant), the ids are indexed by it.
-2. Where it is not, factors that vary along an indexed dimension are pinned; the others do not care which index is taken.
+2. Where it is not, or where it stands in the code of a function that the program only calls (its numbers cannot follow what goes), factors
+   that vary along an indexed dimension are pinned; the others do not care which index is taken.
 3. Looking up rows (embedding) carries the columns' factor; rows cannot go.
 4. Scattering keeps the destination's factors and couples the source's like an elementwise operator; factors along the scattered
    dimension are pinned.
@@ -38,8 +39,10 @@ def take(t: Tracker, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> 
     factors = []
     for ids in value.factors:
         if any(d in dims for d in support(ids)):
-            if not known:
-                t.ledger.pin(ids, "indexed by numbers that only a run knows")
+            if not known or not t.visible:
+                t.ledger.pin(
+                    ids, "indexed by numbers that only a run knows" if not known else "indexed by numbers inside a function"
+                )
                 continue
         elif not known:
             numbers = [_zeros(arg) for arg in rest]

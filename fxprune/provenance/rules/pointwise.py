@@ -3,7 +3,9 @@
 1. Operands are aligned as broadcasting aligns them. Factors of different operands that vary along a common dimension are
    coupled elementwise; the result carries one of them.
 2. A factor along a dimension where every other operand has size 1 (or no such dimension) is carried on uncoupled.
-3. A factor along a dimension where another operand has full size but no factor is pinned: those elements cannot go.
+3. A factor along a dimension where another operand has full size but no factor is pinned: those elements cannot go. If it varies along
+   other dimensions too (the channels of a head that meet one number per head), the positions along that one stay, and each keeps equally
+   many of its channels.
 4. In-place forms leave their destination's provenance as it is: by 1 and 3 it already says all there is to say.
 """
 

@@ -325,6 +325,30 @@ def test_a_wrong_literal_is_named(case: Any, node: str, args: tuple[Any, ...]) -
     assert caught.value.got != ""
 
 
+class Hidden(nn.Module):
+    """A number as masks are made of stands in the program, far from everything else."""
+
+    def __init__(self, number: float) -> None:
+        super().__init__()
+        self.conv1, self.conv2, self.number = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 5, 1), number
+
+    def forward(self, x: Tensor) -> Tensor:
+        open_ = x.new_full((1,), self.number).sigmoid()
+        return self.conv2(self.conv1(x)) * open_
+
+
+@pytest.mark.parametrize("number", [1e9, 3e38, 1.7e308])
+def test_a_huge_number_hides_no_mistake(number: float) -> None:
+    net = randomised(Hidden(number))
+    kept = channels("conv1", "conv2:in", rows=KEPT)
+    case = Case(net, sliced(net, kept), plan_for(net, kept), kept)
+    case.check()
+    with torch.no_grad():
+        case.slim.get_submodule("conv2").weight[0, 0] += 1e-5
+    with pytest.raises(VerificationError, match="conv2"):
+        case.check()
+
+
 def test_nothing_is_changed() -> None:
     made = chain()
     made.net.train()

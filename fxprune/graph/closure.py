@@ -76,7 +76,9 @@ def close(recorder: Recorder, uniform: frozenset[int] = frozenset()) -> Closed:
         alone = _alone(recorder, component)
         if not more - uniform and not len(alone[0]):
             found_blocks = [(component[b.rows], component[b.owner], b.node) for b in recorder.blocks]
-            families, owners = wholes(found_blocks, [b.blocks for _, b in balances], _boxes(recorder, component), component[0], count)
+            families, owners = wholes(
+                found_blocks, [b.blocks for _, b in balances], _boxes(recorder, component), component[0], count
+            )
             rigid = (*_rigid(recorder, component), *_held(balances, owners))
             return Closed(component, count, tuple(b for _, b in balances), cells, uniform, rigid, families, owners)
         uniform |= more
@@ -151,7 +153,9 @@ def _held(balances: list[tuple[int, Balance]], owners: Ids) -> list[tuple[Ids, s
     for _, balance in balances:
         own = balance.blocks[np.isin(balance.blocks, owners)]
         if len(own):
-            found.append((np.unique(own), balance.node, "it stands for a block of other channels, and is thinned in step with others"))
+            found.append(
+                (np.unique(own), balance.node, "it stands for a block of other channels, and is thinned in step with others")
+            )
     return found
 
 

@@ -192,7 +192,9 @@ class Tracker(TorchDispatchMode):
         varied, other = support(a), support(b)
         if self._expanded.get(self.ledger.node):  # expanded and used within one node: a broadcast like any other
             for thin, thick in ((a, b), (b, a)):
-                if len(support(thin)) < len(support(thick)) and self._expanded[self.ledger.node].issuperset(thin.ravel().tolist()):
+                if len(support(thin)) < len(support(thick)) and self._expanded[self.ledger.node].issuperset(
+                    thin.ravel().tolist()
+                ):
                     return thick
         if len(other) < len(varied) and varied[-1] not in other and set(other) < set(varied):
             self.blocks(a, other, b)

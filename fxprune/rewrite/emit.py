@@ -353,6 +353,7 @@ def _shapes(state: _Pass, expected: Any) -> Any:
 def _patch_call(state: _Pass, node: fx.Node, copy: fx.Node, expected: Any, env: dict[fx.Node, Any]) -> bool:
     originals = fx.node.map_arg((node.args, node.kwargs), lambda n: state.graph.nodes[n.name])
     slim = fx.node.map_arg((copy.args, copy.kwargs), lambda n: env[n])
+
     def constant(part: Any) -> Tensor | None:
         if isinstance(part, fx.Node) and part.op == "get_attr":
             found = attribute(state.graph.program.captured.root, str(part.target))
@@ -386,7 +387,9 @@ def _patch_module(state: _Pass, node: fx.Node, copy: fx.Node, expected: Any, env
     padding = getattr(module, "padding", None)
     pads = None
     if isinstance(module, nn.modules.padding._ConstantPadNd) and isinstance(padding, tuple):
-        site = literals.Site(copy, ((value,), {}), ((given,), {}), None, state.alive, _created(state, node), lambda _: None, _no_item)
+        site = literals.Site(
+            copy, ((value,), {}), ((given,), {}), None, state.alive, _created(state, node), lambda _: None, _no_item
+        )
         pads = literals.pad_counts(site, value, list(padding))
     predicted = _predict(state, expected)
     left = _blocks_left(state, node)

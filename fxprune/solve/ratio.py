@@ -215,9 +215,7 @@ def _keys(units: list[Unit], value: Numbers, group_of: Ids, place_in_group: Numb
     return np.stack([means, places, np.minimum.reduceat(flat, starts).astype(np.float64)])
 
 
-def _within_floors(
-    graph: ChannelGraph, units: list[Unit], keys: Numbers, group_of: Ids, least: Ids
-) -> tuple[list[Ids], Numbers]:
+def _within_floors(graph: ChannelGraph, units: list[Unit], keys: Numbers, group_of: Ids, least: Ids) -> tuple[list[Ids], Numbers]:
     """The units, in order, that leave every group its floor when all before them have gone, and their keys (clause 2)."""
     left = [len(g) for g in graph.groups]
     lowest = least.tolist()

@@ -59,7 +59,9 @@ def contract(t: Tracker, a: Value, a_labels: str, b: Value, b_labels: str, out: 
                 for other in partners:
                     t.couple(ids, other)
     if batch:
-        outer += _batches(t, sides, [labels.index(x) for x in labels if x in batch], [labels.index(x) for x in labels if x in inner])
+        outer += _batches(
+            t, sides, [labels.index(x) for x in labels if x in batch], [labels.index(x) for x in labels if x in inner]
+        )
     source = [labels.index(x) for x in out]
     return [compress(move_to(ids, source, range(len(out)), len(out))) for ids in outer]
 

@@ -10,7 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fxprune.rewrite.literals import sizes, translate
+from fxprune.rewrite.literals import sizes
+from fxprune.rewrite.positions import translate
 from tests.property.profile import share
 
 MASKS = st.lists(st.booleans(), min_size=1, max_size=9).map(np.array)

@@ -24,7 +24,7 @@ from fxprune.errors import CaptureError, FxpruneError, InputError
 from fxprune.provenance.factor import Ids
 from fxprune.provenance.ledger import Recorder
 from fxprune.provenance.rules import find
-from fxprune.provenance.rules.shortcuts import short
+from fxprune.provenance.rules.shortcuts import short, short_call
 from fxprune.provenance.tracker import Tracker
 
 OnNode = Callable[[fx.Node, Any], None]
@@ -189,6 +189,10 @@ def evaluate(node: fx.Node, root: nn.Module, env: Mapping[fx.Node, Any], tracker
         return args[0]
     if node.target in (operator.getitem, operator.setitem) and isinstance(args[0], Tensor):
         args = (args[0], _known_key(args[1], tracker), *args[2:])
+    if node.op == "call_function":
+        found = short_call(tracker, node.target, args, kwargs)
+        if found is not None:
+            return found
     with tracker:
         if node.op == "call_function":
             return node.target(*args, **kwargs)  # type: ignore[operator]

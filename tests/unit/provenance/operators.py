@@ -108,6 +108,27 @@ REDUCTION = {
     **{name: Case(lambda _, x, name=name: getattr(x, name)(2)) for name in ("cumsum", "cumprod", "logcumsumexp")},
     "cumsum_": Case(lambda _, x: (x * 1).cumsum_(3)),
 }  # fmt: skip
+
+
+def gates(count: int, *more: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    return {"ih": (count * 6, 8), "hh": (count * 6, 6), **{f"more{i}": shape for i, shape in enumerate(more)}}
+
+
+def state(x: torch.Tensor, width: int = 6) -> torch.Tensor:
+    return torch.zeros(1, x.shape[1], width, dtype=x.dtype)
+
+
+RECURRENT = {
+    "lstm": Case(lambda n, x: torch.lstm(
+        x, (state(x, 4), state(x)), [n.ih, n.more0, n.more1], False, 1, 0.0, False, False, False)[0], "rows",
+        parameters={"ih": (24, 8), "more0": (24, 4), "more1": (4, 6)}),
+    "gru": Case(lambda n, x: torch.gru(
+        x, state(x), [n.ih, n.hh, n.more0, n.more1], True, 1, 0.0, False, False, False)[0], "rows",
+        parameters=gates(3, (18,), (18,))),
+    **{name: Case(lambda n, x, name=name: getattr(torch, name)(
+        x, state(x), [n.ih, n.hh], False, 1, 0.0, False, False, False)[0], "rows", parameters=gates(1))
+       for name in ("rnn_tanh", "rnn_relu")},
+}  # fmt: skip
 RIGID = {
     "argmax along channels": pinned(lambda _, x: x + x.argmax(1, keepdim=True)),
     "sort along channels": pinned(lambda _, x: x.sort(1).values),
@@ -226,7 +247,7 @@ POINTWISE = {
 }  # fmt: skip
 
 CASES: dict[str, Case] = {
-    **MOVEMENT, **CONTRACTION, **NORMALIZATION, **REDUCTION, **SPATIAL, **INDEXING, **CREATION, **POINTWISE,
+    **MOVEMENT, **CONTRACTION, **RECURRENT, **NORMALIZATION, **REDUCTION, **SPATIAL, **INDEXING, **CREATION, **POINTWISE,
 }  # fmt: skip
 
 # Noise as wide as the channels: the two programs draw different numbers, and the verifier says so. The zeroed network is the oracle

@@ -23,6 +23,7 @@ from torch import Tensor, fx, nn
 from fxprune.capture.clone import same
 from fxprune.capture.concrete import ConcreteTracer
 from fxprune.capture.inputs import Inputs, given, infer
+from fxprune.capture.outputs import tensors_in
 from fxprune.capture.tracer import Captured, ChannelTracer, trace
 from fxprune.errors import CaptureError, InputError, KeepError, RewriteError, VerificationError, WeightError
 from fxprune.graph.channels import ChannelGraph, build
@@ -344,9 +345,7 @@ def _same_program(model: nn.Module, program: fx.GraphModule, inputs: Inputs) -> 
             except Exception as error:
                 line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
                 raise InputError(f"the model itself fails on these example inputs: {line}", node="output", got=line) from error
-    eager, traced = (torch.utils._pytree.tree_leaves(r) for r in results)
-    pairs = [(a, b) for a, b in zip(eager, traced, strict=False) if isinstance(a, Tensor) and isinstance(b, Tensor)]
-    for a, b in pairs:
+    for a, b in zip(*(tensors_in(result) for result in results), strict=False):
         apart = float("inf") if a.shape != b.shape else float((a - b).abs().max()) if a.is_floating_point() and a.numel() else 0.0
         scale = float(a.abs().max()) if a.is_floating_point() and a.numel() else 1.0
         if apart > SAME_PROGRAM * max(scale, 1e-12):

@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 
 from fxprune.capture.clone import clone, module_at, named_tensors, to_meta, walk
 from fxprune.capture.inputs import Inputs
+from fxprune.capture.outputs import tensors_in
 from fxprune.capture.tracer import Captured
 from fxprune.errors import CaptureError, FxpruneError, InputError
 from fxprune.provenance.factor import Ids
@@ -223,10 +224,9 @@ def attribute(root: nn.Module, target: str) -> Any:
 
 
 def _pin_outputs(result: Any, tracker: Tracker) -> None:
-    for leaf in torch.utils._pytree.tree_leaves(result):
-        if isinstance(leaf, Tensor):
-            for ids in tracker.value(leaf).factors:
-                tracker.ledger.pin(ids, "a model output keeps its shape")
+    for leaf in tensors_in(result):
+        for ids in tracker.value(leaf).factors:
+            tracker.ledger.pin(ids, "a model output keeps its shape")
 
 
 def _complaint(node: fx.Node, error: Exception) -> str:

@@ -77,7 +77,7 @@ def magnitude(group: ChannelGroup) -> Tensor:
 def atom_norms(tensor: Tensor, member: Member) -> Tensor:
     """L2 norm of each atom of an axis (plan.py, clause 3); shape (atoms,), float64 on the CPU."""
     values = tensor.detach()
-    if values.dtype in (torch.float16, torch.bfloat16):
+    if values.dtype in (torch.float16, torch.bfloat16, torch.bool):
         values = values.float()
     if member.blocks > 1:
         values = values.unflatten(0, (member.blocks, -1)).transpose(1, member.dim + 1)  # blocks, atoms, rows, ...

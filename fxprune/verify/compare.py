@@ -16,6 +16,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
@@ -210,7 +212,7 @@ def _matched(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _paired(expected: Any, got: Any) -> list[tuple[Tensor, Tensor]]:
-    left, right = (tree_flatten(value)[0] for value in (expected, got))
+    left, right = (_leaves(value) for value in (expected, got))
     if not any(isinstance(leaf, Tensor) for leaf in left):
         return []
     if len(left) != len(right) or any(isinstance(x, Tensor) != isinstance(y, Tensor) for x, y in zip(left, right, strict=False)):
@@ -220,6 +222,18 @@ def _paired(expected: Any, got: Any) -> list[tuple[Tensor, Tensor]]:
             got=len(right),
         )
     return [(x, y) for x, y in zip(left, right, strict=True) if isinstance(x, Tensor)]
+
+
+def _leaves(value: Any) -> list[Any]:
+    """The leaves of a nested value; dataclasses and mappings that pytrees do not know are taken apart too."""
+    found = []
+    for leaf in tree_flatten(value)[0]:
+        inner = list(leaf.values()) if isinstance(leaf, Mapping) else list(getattr(leaf, "__dict__", {}).values())
+        if is_dataclass(leaf) and not isinstance(leaf, type):
+            inner = [getattr(leaf, field.name, None) for field in fields(leaf)]
+        tensors = not isinstance(leaf, Tensor) and any(isinstance(x, Tensor) for x in tree_flatten(inner)[0])
+        found += _leaves(inner) if tensors else [leaf]
+    return found
 
 
 def _same_shape(expected: tuple[int, ...], got: Tensor) -> None:

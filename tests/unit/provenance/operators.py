@@ -176,6 +176,12 @@ INDEXING = {
     "_unsafe_index": Case(lambda n, x: aten._unsafe_index(x, [None, None, n.order]), buffers={"order": torch.tensor([1, 0, 5])}),
     "embedding": Case(lambda n, x: x + n.table(x.argmax(-1)).unsqueeze(1), "rows", free=False,
                       modules={"table": lambda: nn.Embedding(8, 8)}),
+    "_embedding_bag_forward_only": Case(
+        lambda n, x: x + n.table(x.argmax(-1)).unsqueeze(1), "rows", free=False,
+        modules={"table": lambda: nn.EmbeddingBag(8, 8, mode="max")}),
+    "_embedding_bag": Case(
+        lambda n, x: x + aten._embedding_bag(n.table, n.words, n.bags)[0], "flat", parameters={"table": (9, 8)},
+        buffers={"words": torch.tensor([8, 0, 3, 1]), "bags": torch.tensor([0, 1, 2])}),
     **{name: Case(lambda _, x, name=name: getattr(x * 1, name)(2, torch.zeros_like(x, dtype=torch.int64), x.sin()))
        for name in ("scatter", "scatter_", "scatter_add", "scatter_add_")},
     **{name: Case(lambda n, x, name=name: getattr(x * 1, name)(2, n.rows, x[:, :, :2].sin()), buffers={"rows": torch.tensor([4, 1])})

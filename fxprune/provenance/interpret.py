@@ -156,7 +156,7 @@ def run(graph: fx.Graph, root: nn.Module, tracker: Tracker, inputs: Inputs, on_n
             f"the model takes no input {extra[0]!r}; it takes {', '.join(sorted(taken))}.", node=extra[0], got=extra[0]
         )
     if next(feed, _MISSING) is not _MISSING:
-        raise InputError("more example inputs were given than the model takes.")
+        raise InputError("more example inputs were given than the model takes.", expected=len(taken), got=len(inputs.args))
 
 
 _MISSING = object()
@@ -173,7 +173,12 @@ def _argument(node: fx.Node, feed: Any, kwargs: Mapping[str, Any]) -> Any:
         return value
     if node.args:
         return node.args[0]
-    raise InputError(f"the model takes an input {name!r}, and example_inputs does not give it.", node=node.name, expected=name)
+    raise InputError(
+        f"the model takes an input {name!r}, and example_inputs does not give it.",
+        node=node.name,
+        expected=name,
+        got=tuple(kwargs),
+    )
 
 
 def evaluate(node: fx.Node, root: nn.Module, env: Mapping[fx.Node, Any], tracker: Tracker) -> Any:

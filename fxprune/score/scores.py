@@ -133,6 +133,7 @@ def score(groups: Sequence[ChannelGroup], how: str | Score = "auto") -> Scored:
             raise BudgetError(
                 f"score={name!r} needs a batch norm in every group; {bare[0]!r} and {len(bare) - 1} more have none. Use score='auto' or 'magnitude'.",
                 node=bare[0],
+                got=name,
             )
     else:
         if not callable(how):
@@ -154,6 +155,7 @@ def score(groups: Sequence[ChannelGroup], how: str | Score = "auto") -> Scored:
                 f"{bad} of the {len(group)} channels of group {group.name!r} have a score that is NaN or infinite. "
                 "The model's weights are damaged (did training diverge?); nothing was pruned.",
                 node=group.name,
+                got=bad,
             )
         values.append(given)
     return Scored(name, tuple(values))

@@ -27,7 +27,7 @@ from fxprune.graph.channels import ChannelGraph
 from fxprune.plan import Kept
 from fxprune.provenance.factor import Ids, Mask, Value, live_sizes, support
 from fxprune.provenance.interpret import attribute, evaluate, evaluation_clone
-from fxprune.provenance.ledger import Axis
+from fxprune.provenance.ledger import SINGLE, Axis
 from fxprune.provenance.rules import find
 from fxprune.provenance.tracker import Tracker
 from fxprune.rewrite import attributes, literals
@@ -56,6 +56,7 @@ class _Pass:
     tracker: Tracker
     root: nn.Module
     by_name: dict[str, list[Axis]]
+    singles: Mapping[str, set[int]] = field(default_factory=dict)
     shapes: dict[tuple[Any, ...], tuple[int, ...]] = field(default_factory=dict)
     alike: set[tuple[int, int]] = field(default_factory=set)
 
@@ -122,7 +123,11 @@ def _run(
         living = {a.name: len(live_blocks(a, arrival.order)) for axes in by_name.values() for a in axes if a.blocks > 1}
         for (name, module), (_, original) in zip(modules, captured.modules, strict=True):
             attributes.from_weights(module, original, living.get(f"{name}.weight" if name else "weight", 0))
-    state = _Pass(graph, alive, arrival, tracker, root, by_name)
+    singles: dict[str, set[int]] = {}
+    for pin in graph.program.recorder.pins:
+        if pin.reason == SINGLE:
+            singles.setdefault(pin.node, set()).update(arrival.component[pin.ids].tolist())
+    state = _Pass(graph, alive, arrival, tracker, root, by_name, singles)
     return _nodes(state, inputs.on_meta()), root
 
 
@@ -197,6 +202,8 @@ def _attempt(state: _Pass, copy: fx.Node, expected: Any, env: dict[fx.Node, Any]
         raise
     except Exception as error:  # noqa: BLE001 - whatever an operator complains about is the reason to patch its literals
         return None, f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+    if not state.singles.get(copy.name, set()) <= state.arrival.singles:
+        return result, "it takes other channels than provenance predicts"
     return result, _compare(state, expected, result)
 
 

@@ -264,3 +264,88 @@ def test_the_functional_form(function: Any) -> None:
 
     slim = check(Functional().double(), X)
     assert slim.hh.shape[1] < 10
+
+
+class Translation(nn.Module):
+    """An encoder whose final states start a decoder, twice the same layer, and a dot-product attention over its outputs."""
+
+    first = True
+
+    def __init__(self, kind: type[nn.RNNBase]) -> None:
+        super().__init__()
+        self.before, self.after = nn.Linear(5, 8), nn.Linear(20, 3)
+        self.encoder, self.decoder = kind(8, 10, 2, batch_first=True), kind(8, 10, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.before(x)
+        memory, state = self.encoder(x)
+        y, state = self.decoder(x.flip(1), state)
+        y, _ = self.decoder(x + 1, state)
+        weights = (y @ memory.transpose(1, 2)).softmax(-1)
+        return self.after(torch.cat([weights @ memory, y], -1))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_states_that_start_another_layer(kind: type[nn.RNNBase]) -> None:
+    slim = check(Translation(kind).double(), X)
+    assert slim.encoder.hidden_size == slim.decoder.hidden_size < 10
+    plan = fxprune.plan_of(slim)
+    for name in ("l0", "l1"):
+        assert plan.kept[f"encoder.weight_hh_{name}"][1] == plan.kept[f"decoder.weight_hh_{name}"][1]
+
+
+class Lines(nn.Module):
+    """Text lines: convolutions, then two directions along the width; ``how`` lays the channels along features or along the batch."""
+
+    first = False
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.conv, self.norm = nn.Conv2d(1, 6, 3, padding=1), nn.BatchNorm2d(6)
+        self.recurrent = nn.LSTM(6 * 4 if how == "features" else 4, 10, bidirectional=True)
+        self.after = nn.Linear(20 if how == "features" else 6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.norm(self.conv(x.unsqueeze(1))))  # n, 6, 4, w
+        n, c, h, w = x.shape
+        if self.how == "features":
+            return self.after(self.recurrent(x.view(n, c * h, w).permute(2, 0, 1))[0])
+        y = self.recurrent(x.permute(3, 0, 1, 2).reshape(w, n * c, h))[0]
+        return self.after(y.mean(-1).view(w, n, c))
+
+
+@pytest.mark.parametrize("how", ["features", "batch"])
+def test_convolutions_before(how: str) -> None:
+    model = Lines(how).double()
+    randomise(model, 3)
+    slim = fxprune.slim(
+        model, 0.5, X[:, :4], floor=0.3
+    )  # where units are averaged the zeroed network is no oracle: the verifier is
+    assert slim.recurrent.hidden_size < 10
+    assert slim.recurrent.input_size == (4 * slim.conv.out_channels if how == "features" else 4)
+    assert (slim.conv.out_channels < 6) == (how == "features")  # sequences cannot go
+
+
+def test_an_emptied_layer() -> None:
+    """All units of the middle layer go: one is left, and nobody hears it."""
+
+    class Three(nn.Module):
+        first = True
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = (nn.GRU(i, o, batch_first=True) for i, o in ((5, 8), (8, 6), (6, 8)))
+            self.after = nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.after(self.c(self.b(self.a(x)[0])[0])[0])
+
+    def middle_first(group: Any) -> Tensor:
+        return torch.arange(len(group), dtype=torch.float64) + (0 if group.name.startswith("b.") else 100)
+
+    model = randomise(Three().double(), 3)
+    slim = fxprune.slim(model, 0.35, X, floor=0.0, score=middle_first)
+    plan = fxprune.plan_of(slim)
+    assert slim.b.hidden_size == 1
+    assert plan.silent["c.weight_ih_l0"] == {1: plan.kept["b.weight_hh_l0"][1]}

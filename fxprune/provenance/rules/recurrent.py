@@ -9,7 +9,7 @@
    direction: all rows are equally wide, so all layers and directions keep equally many units (a rigid split).
 5. A projection stays narrower than the hidden state, or PyTorch would not see that there is one: more units stay than there were
    projected channels.
-6. Time steps cannot go. What varies along the batch is carried.
+6. Time steps and sequences (the batch) cannot go.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from fxprune.provenance.factor import Ids, Value, along, support
 from fxprune.provenance.rules.contraction import contract
 from fxprune.provenance.tracker import Rule, Tracker
 
-TIME = "time steps of a recurrent layer"
+STEPS = "time steps or sequences of a recurrent layer"
 MISSING_STATE = "a recurrent layer's states have channels that cannot go"
 
 
@@ -59,30 +59,27 @@ def run(t: Tracker, x: Tensor, states: Sequence[Tensor], batch: int | None, laye
     hidden, width = _sizes(layers, x)
     value = t.value(x)
     rows: list[tuple[Ids | None, Ids | None]] = []
-    carried: list[Ids] = []
     for layer in range(layers.count):
         found: list[Ids | None] = []
         for direction in range(layers.directions):
             index = layer * layers.directions + direction
-            carried = _read(t, value, layers.weights(index)[0], layers.lead)
+            _read(t, value, layers.weights(index)[0], layers.lead)
             unit, out = _layer(t, layers, index, hidden)
-            along_batch = _batch(carried, layers.lead)
             if layers.projection(index) is None:
                 for state in states:
-                    unit = out = _meet(t, state, index, out, along_batch)
+                    unit = out = _meet(t, state, index, out)
             elif states:
-                out, unit = _meet(t, states[0], index, out, along_batch), _meet(t, states[1], index, unit, along_batch)
+                out, unit = _meet(t, states[0], index, out), _meet(t, states[1], index, unit)
             rows.append((out, unit))
             found.append(out)
         shape = (*x.shape[:-1], layers.directions * width)
-        value = Value(shape, (*carried, *_side_by_side(t, found, len(shape))))
+        value = Value(shape, tuple(_side_by_side(t, found, len(shape))))
     output = t.new(value.shape, x, value.factors)
     batched = () if batch is None else (batch,)
-    by_batch = [along(ids, 1, 3) for ids in _batch(carried, layers.lead)]
     finals = []
     for place, size in enumerate((width, hidden)[: 2 if layers.gates == 4 else 1]):
         shape = (len(rows), *batched, size)
-        finals.append(t.new(shape, x, [*by_batch, *_rows(t, [row[place] for row in rows], len(shape))]))
+        finals.append(t.new(shape, x, _rows(t, [row[place] for row in rows], len(shape))))
     return output, finals
 
 
@@ -105,16 +102,11 @@ def _sizes(layers: Layers, x: Tensor) -> tuple[int, int]:
     return hidden, width
 
 
-def _read(t: Tracker, value: Value, weight: Tensor, lead: str) -> list[Ids]:
-    """Clauses 2 and 6: contract the input with ``weight_ih``; the factors that are carried on, all along the batch."""
-    carried = []
+def _read(t: Tracker, value: Value, weight: Tensor, lead: str) -> None:
+    """Clauses 2 and 6: contract the input with ``weight_ih``."""
     for ids in contract(t, value, lead + "k", t.value(weight), "jk", lead + "j"):
-        varied = {(lead + "j")[d] for d in support(ids)}
-        if "t" in varied and "j" not in varied:
-            t.ledger.pin(ids, TIME)
-        elif varied == {"n"}:
-            carried.append(ids)
-    return carried
+        if ids.shape[-1] == 1:
+            t.ledger.pin(ids, STEPS)
 
 
 def _layer(t: Tracker, layers: Layers, index: int, hidden: int) -> tuple[Ids | None, Ids | None]:
@@ -162,11 +154,7 @@ def _flat(ids: Ids | None, size: int) -> Value:
     return Value((1, size), () if ids is None else (ids.reshape(1, -1),))
 
 
-def _batch(carried: Sequence[Ids], lead: str) -> list[Ids]:
-    return [ids.ravel() for ids in carried if "n" in lead]
-
-
-def _meet(t: Tracker, state: Tensor, index: int, own: Ids | None, batch: Sequence[Ids]) -> Ids | None:
+def _meet(t: Tracker, state: Tensor, index: int, own: Ids | None) -> Ids | None:
     """Clause 3: one row of a given state, shape (layers * directions[, batch], size), and the channels it is the state of."""
     shape = tuple(state.shape)[1:]
     factors = []
@@ -177,8 +165,8 @@ def _meet(t: Tracker, state: Tensor, index: int, own: Ids | None, batch: Sequenc
         else:
             t.ledger.pin(row, "a row of a recurrent layer's states")
     rank = len(shape)
-    mine = [along(ids, 0, rank) for ids in batch] + ([] if own is None else [along(own, rank - 1, rank)])
-    merged = t.merge(shape, [Value(shape, tuple(mine)), Value(shape, tuple(factors))])
+    mine = () if own is None else (along(own, rank - 1, rank),)
+    merged = t.merge(shape, [Value(shape, mine), Value(shape, tuple(factors))])
     return None if own is None else next((ids.ravel() for ids in merged if support(ids) == (rank - 1,)), None)
 
 

@@ -61,6 +61,16 @@ CASES = {
     "one channel taken along a dimension": case(
         (Conv(out=5), 0), (Pick(rows=(2,), form="take_along_dim"), 1), (HEAD, 2), side=8, seed=2
     ),
+    "padding picked first": case(
+        (Conv(out=5, kernel=3), 0),
+        (Flatten(form="average"), 1),
+        (Linear(out=8), 2),
+        (PadChannels(behind=2, space=0), 3),
+        (Pick(rows=(9, 3, 2, 3), form="take_along_dim"), 4),
+        (Linear(out=3), 3),
+        side=6,
+        seed=1,
+    ),
     "weight norm of an emptied layer": case(
         (Conv(out=2, kernel=3), 0),
         (Conv(out=4, kernel=3), 1),

@@ -107,7 +107,10 @@ def apply(
     """
     del absorb  # in this version what a removed channel still emits is dropped, as the paper does
     if not isinstance(plan, Plan):
-        raise PlanMismatchError(f"plan must be a fxprune.Plan, got {type(plan).__name__}. Use Plan.from_json() for a JSON text.")
+        raise PlanMismatchError(
+            f"plan must be a fxprune.Plan, got {type(plan).__name__}. Use Plan.from_json() for a JSON text.",
+            got=type(plan).__name__,
+        )
     subject = study(model, example_inputs)
     before = record_of(model)
     subject, final, module = emit_settled(subject, lambda _: plan, pin=False)

@@ -28,7 +28,7 @@ from fxprune.errors import CaptureError, FxpruneError, InputError
 from fxprune.provenance.factor import Ids
 from fxprune.provenance.ledger import Recorder
 from fxprune.provenance.rules import find
-from fxprune.provenance.rules.shortcuts import short
+from fxprune.provenance.rules.shortcuts import short, short_call
 from fxprune.provenance.tracker import Tracker
 
 OnNode = Callable[[fx.Node, Any], None]
@@ -159,7 +159,7 @@ def run(graph: fx.Graph, root: nn.Module, tracker: Tracker, inputs: Inputs, on_n
             f"the model takes no input {extra[0]!r}; it takes {', '.join(sorted(taken))}.", node=extra[0], got=extra[0]
         )
     if next(feed, _MISSING) is not _MISSING:
-        raise InputError("more example inputs were given than the model takes.")
+        raise InputError("more example inputs were given than the model takes.", expected=len(taken), got=len(inputs.args))
 
 
 _MISSING = object()
@@ -176,7 +176,12 @@ def _argument(node: fx.Node, feed: Any, kwargs: Mapping[str, Any]) -> Any:
         return value
     if node.args:
         return node.args[0]
-    raise InputError(f"the model takes an input {name!r}, and example_inputs does not give it.", node=node.name, expected=name)
+    raise InputError(
+        f"the model takes an input {name!r}, and example_inputs does not give it.",
+        node=node.name,
+        expected=name,
+        got=tuple(kwargs),
+    )
 
 
 def evaluate(node: fx.Node, root: nn.Module, env: Mapping[fx.Node, Any], tracker: Tracker) -> Any:
@@ -196,6 +201,10 @@ def evaluate(node: fx.Node, root: nn.Module, env: Mapping[fx.Node, Any], tracker
         _keep_table(node, args[0], tracker)
         args = (args[0], _known_key(args[1], tracker), *args[2:])
     tracker.visible = _visible(node, env)
+    if node.op == "call_function":
+        found = short_call(tracker, node.target, args, kwargs)
+        if found is not None:
+            return found
     with tracker:
         if node.op == "call_function":
             return node.target(*args, **kwargs)  # type: ignore[operator]

@@ -25,6 +25,8 @@ import numpy as np
 
 from fxprune.provenance.factor import ALIVE, Ids
 
+SINGLE = "a single channel is taken out of a value"
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Axis:

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxprune.errors import CaptureError
 from fxprune.provenance.factor import Ids, Value, align, compress, overlaps, support
-from fxprune.provenance.ledger import Ledger
+from fxprune.provenance.ledger import SINGLE, Ledger
 
 Rule = Callable[["Tracker", Any, Sequence[Any], dict[str, Any]], Any]
 LARGEST_CONSTANT = 1_000_000
@@ -63,7 +63,7 @@ class Tracker(TorchDispatchMode):
             if ids.size > 1:
                 kept.append(ids)
             elif ids.size == 1 and ids.flat[0] > 0:
-                self.ledger.pin(ids, "a single channel is taken out of a value")
+                self.ledger.pin(ids, SINGLE)
         self._values[id(tensor)] = (tensor, Value(tuple(tensor.shape), tuple(kept)))
         return tensor
 

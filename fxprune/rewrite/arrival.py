@@ -4,7 +4,8 @@
    coupled channels must now be equal, position by position.
 2. If they differ only in order, and one of them is a parameter's own axis that nothing has used yet, that axis takes the order of the
    other (its weights are gathered in the order in which elements arrive). Otherwise it is an ``OrderConflictError``.
-3. Atoms without a producer get the original's surviving ones, matched by their number. What is left of a block must arrive beside the
+3. A channel that was taken out of a value alone is remembered for the node that takes it: no factor of a result tells which it is.
+4. Atoms without a producer get the original's surviving ones, matched by their number. What is left of a block must arrive beside the
    owner that it had.
 """
 
@@ -17,7 +18,7 @@ import numpy as np
 
 from fxprune.errors import RewriteError
 from fxprune.provenance.factor import Ids, Mask
-from fxprune.provenance.ledger import Axis, Block
+from fxprune.provenance.ledger import SINGLE, Axis, Block
 
 
 class OrderConflictError(RewriteError):
@@ -30,7 +31,7 @@ class OrderConflictError(RewriteError):
 
 @dataclass(slots=True)
 class Arrival:
-    """Checks what ``Recorder`` writes down (clauses 1 to 3)."""
+    """Checks what ``Recorder`` writes down (clauses 1 to 4). ``singles``: coupled channels that the current node took alone."""
 
     component: Ids
     alive: Mask
@@ -42,6 +43,7 @@ class Arrival:
     roots: dict[int, tuple[Axis, Ids]] = field(default_factory=dict)
     used: set[Axis] = field(default_factory=set)
     reordered: bool = False
+    singles: set[int] = field(default_factory=set)
     _taken: dict[str, int] = field(default_factory=dict)
 
     def enter(self, axis: Axis, ids: Ids) -> None:
@@ -50,6 +52,7 @@ class Arrival:
 
     def begin(self, node: str) -> None:
         self.node = node
+        self.singles.clear()
         self._taken.pop(node, None)
 
     def couple(self, a: Ids, b: Ids) -> None:
@@ -130,7 +133,9 @@ class Arrival:
         return int(ids.flat[0]) in self.unproduced
 
     def pin(self, ids: Ids, reason: str) -> None:
-        """Nothing that is pinned has gone."""
+        """Nothing that is pinned has gone; clause 3."""
+        if reason == SINGLE:
+            self.singles.update(self.component[ids].ravel().tolist())
 
     def split(self, ids: Ids) -> None:
         """Balances were met by the solver; the shapes show it."""

@@ -39,6 +39,8 @@ def from_weights(module: nn.Module, original: nn.Module, groups: int = 0) -> Non
     elif isinstance(module, nn.Bilinear):
         out, first, second = module.weight.shape
         _set(module, out_features=out, in1_features=first, in2_features=second)
+    elif isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
+        _recurrent(module, original)
 
 
 def _set(module: nn.Module, **values: Any) -> None:
@@ -54,6 +56,18 @@ def _shape(module: nn.Module) -> torch.Size:
     weight = module.weight
     assert isinstance(weight, Tensor)
     return weight.shape
+
+
+def _recurrent(module: Any, original: Any) -> None:
+    """Layers and cells; a layer's list of its parameters is rebuilt where they are filled in (emit.py, clause 5)."""
+    layer = isinstance(module, nn.RNNBase)
+    gates = (
+        original.weight_hh_l0.shape[0] // original.hidden_size if layer else original.weight_hh.shape[0] // original.hidden_size
+    )
+    ins, hidden = (module.weight_ih_l0, module.weight_hh_l0) if layer else (module.weight_ih, module.weight_hh)
+    _set(module, input_size=ins.shape[1], hidden_size=hidden.shape[0] // gates)
+    if layer and module.proj_size:
+        _set(module, proj_size=hidden.shape[1])
 
 
 def _convolution(module: Any, original: Any, living: int) -> None:

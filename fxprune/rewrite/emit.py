@@ -12,28 +12,28 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
 from fxprune.capture.clone import named_tensors, walk
 from fxprune.capture.inputs import Inputs
 from fxprune.errors import RewriteError
 from fxprune.graph.channels import ChannelGraph
 from fxprune.plan import Kept
-from fxprune.provenance.factor import Ids, Mask, Value, live_sizes, support
+from fxprune.provenance.factor import Ids, Mask, Value
 from fxprune.provenance.interpret import attribute, evaluate, evaluation_clone
-from fxprune.provenance.ledger import Axis, Block
+from fxprune.provenance.ledger import SINGLE, Axis, Block
 from fxprune.provenance.rules import find
 from fxprune.provenance.tracker import Tracker
 from fxprune.rewrite import attributes, foreseen, literals
 from fxprune.rewrite.arrival import Arrival, OrderConflictError
 from fxprune.rewrite.materialize import assemble, fill
-from fxprune.rewrite.slicing import live_blocks, slim_factors, slim_shape
+from fxprune.rewrite.passes import Pass, compare, predict, shapes
+from fxprune.rewrite.slicing import live_blocks, slim_shape
 
 PASSES = 8
 
@@ -45,35 +45,6 @@ class Emitted:
     module: fx.GraphModule
     order: Mapping[Axis, Ids]
     reordered: bool = False
-
-
-@dataclass(slots=True)
-class _Pass:
-    """One run of the slim program (clause 2)."""
-
-    graph: ChannelGraph
-    alive: Mask
-    arrival: Arrival
-    tracker: Tracker
-    root: nn.Module
-    by_name: dict[str, list[Axis]]
-    unbound: dict[int, tuple[str, Tensor]]
-    modules: dict[str, nn.Module]
-    shapes: dict[tuple[Any, ...], tuple[int, ...]] = field(default_factory=dict)
-    alike: set[tuple[int, int]] = field(default_factory=set)
-    packed: dict[int, Ids | None] = field(default_factory=dict)
-
-    def bind(self, name: str, tensor: Tensor) -> None:
-        """Enter a slim parameter or buffer with the original atoms that are left of it."""
-        original = self.graph.program.captured.tensors[name]
-        if name in self.graph.program.roots:
-            axes = self.by_name.get(name, [])
-            factors = slim_factors(original.shape, axes, self.arrival.order)
-            for axis, ids in zip(axes, factors, strict=True):
-                self.arrival.enter(axis, ids)
-            self.tracker.bind(tensor, factors)
-        elif original.device.type != "meta":
-            self.tracker.set_constant(tensor, original.detach().cpu())
 
 
 def emit(graph: ChannelGraph, removed: Mask, inputs: Inputs, silent: Kept | None = None, *, weights: bool = True) -> Emitted:
@@ -135,7 +106,11 @@ def _run(
     modules = walk(root)
     calm = not graph.closed.cells
     later = {f"{n}." if n else "" for n, m in modules if calm and foreseen.plain(m)}
-    state = _Pass(graph, alive, arrival, Tracker(arrival, find), root, by_name, {}, dict(modules))
+    singles: dict[str, set[int]] = {}
+    for pin in graph.program.recorder.pins:
+        if pin.reason == SINGLE:
+            singles.setdefault(pin.node, set()).update(arrival.component[pin.ids].tolist())
+    state = Pass(graph, alive, arrival, Tracker(arrival, find), root, by_name, {}, dict(modules), singles)
     for name, tensor in named_tensors(modules).items():
         if name[: name.rfind(".") + 1] in later:
             state.unbound[id(tensor)] = (name, tensor)
@@ -148,7 +123,7 @@ def _run(
     return _nodes(state, inputs.on_meta()), root
 
 
-def _nodes(state: _Pass, inputs: Inputs) -> fx.Graph:
+def _nodes(state: Pass, inputs: Inputs) -> fx.Graph:
     """Clause 2, for every node in order."""
     source = state.graph.program.captured.graph
     new = fx.Graph()
@@ -171,7 +146,7 @@ def _nodes(state: _Pass, inputs: Inputs) -> fx.Graph:
     return new
 
 
-def _node(state: _Pass, node: fx.Node, copy: fx.Node, env: dict[fx.Node, Any]) -> Any:
+def _node(state: Pass, node: fx.Node, copy: fx.Node, env: dict[fx.Node, Any]) -> Any:
     expected = state.graph.nodes[node.name]
     if not state.graph.closed.cells:
         known = _foreseen(state, node, copy, expected, env)
@@ -195,11 +170,11 @@ def _node(state: _Pass, node: fx.Node, copy: fx.Node, env: dict[fx.Node, Any]) -
         f"node {node.name!r} ({node.op} {node.target}) cannot be made smaller: {problem}.{_context(node)}",
         node=node.name,
         target=str(node.target),
-        expected=_shapes(state, expected),
+        expected=shapes(state, expected),
     )
 
 
-def _foreseen(state: _Pass, node: fx.Node, copy: fx.Node, expected: Any, env: dict[fx.Node, Any]) -> Tensor | None:
+def _foreseen(state: Pass, node: fx.Node, copy: fx.Node, expected: Any, env: dict[fx.Node, Any]) -> Tensor | None:
     """The slim result of a node that need not be run (foreseen.py), or None."""
     if not isinstance(expected, Value) or node.op not in ("call_module", "call_function"):
         return None
@@ -207,7 +182,7 @@ def _foreseen(state: _Pass, node: fx.Node, copy: fx.Node, expected: Any, env: di
     if node.op == "call_module" and (module is None or not foreseen.plain(module)):
         return None
     given = fx.node.map_arg(copy.args, lambda n: env[n])
-    predicted, kind = _predict(state, expected), foreseen.dtype(given)
+    predicted, kind = predict(state, expected), foreseen.dtype(given)
     if predicted is None or kind is None or not foreseen.holds(copy, module, given, predicted):
         return None
     factors = []
@@ -221,7 +196,7 @@ def _foreseen(state: _Pass, node: fx.Node, copy: fx.Node, expected: Any, env: di
     return state.tracker.bind(torch.empty(predicted, dtype=kind, device="meta"), factors)
 
 
-def _bind_all(state: _Pass, node: fx.Node) -> None:
+def _bind_all(state: Pass, node: fx.Node) -> None:
     """Before a node is run: the tensors of a layer that was expected not to be."""
     if node.op == "get_attr":
         held: list[Any] = [attribute(state.root, str(node.target))]
@@ -236,7 +211,7 @@ def _bind_all(state: _Pass, node: fx.Node) -> None:
             state.bind(*late)
 
 
-def _created(state: _Pass, node: fx.Node) -> tuple[int, ...]:
+def _created(state: Pass, node: fx.Node) -> tuple[int, ...]:
     """Live counts of the atoms without a producer that a node created."""
     created = state.arrival.created
     counts: list[int] = []
@@ -245,13 +220,13 @@ def _created(state: _Pass, node: fx.Node) -> tuple[int, ...]:
     return tuple(counts)
 
 
-def _blocks_left(state: _Pass, node: fx.Node) -> int:
+def _blocks_left(state: Pass, node: fx.Node) -> int:
     """How many of a node's blocks live, where some have gone; 0 otherwise."""
     ids = state.arrival.created.get((node.name, 0))
     return int(state.alive[ids].sum()) if ids is not None and not state.alive[ids].all() else 0
 
 
-def _always(state: _Pass, node: fx.Node, copy: fx.Node, env: dict[fx.Node, Any]) -> bool:
+def _always(state: Pass, node: fx.Node, copy: fx.Node, env: dict[fx.Node, Any]) -> bool:
     """The node's literals are positions or numbers, which a shape does not check."""
     if node.op == "call_module":
         return isinstance(state.root.get_submodule(str(node.target)), nn.GroupNorm) and _blocks_left(state, node) > 0
@@ -272,7 +247,7 @@ def _context(node: fx.Node) -> str:
     return "\n    " + "\n    ".join(lines)
 
 
-def _attempt(state: _Pass, copy: fx.Node, expected: Any, env: dict[fx.Node, Any]) -> tuple[Any, str | None]:
+def _attempt(state: Pass, copy: fx.Node, expected: Any, env: dict[fx.Node, Any]) -> tuple[Any, str | None]:
     """Evaluate a node of the new program; the second result says what is wrong with it, or None."""
     state.arrival.begin(copy.name)
     try:
@@ -281,76 +256,12 @@ def _attempt(state: _Pass, copy: fx.Node, expected: Any, env: dict[fx.Node, Any]
         raise
     except Exception as error:  # noqa: BLE001 - whatever an operator complains about is the reason to patch its literals
         return None, f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
-    return result, _compare(state, expected, result)
+    if not state.singles.get(copy.name, set()) <= state.arrival.singles:
+        return result, "it takes other channels than provenance predicts"
+    return result, compare(state, expected, result)
 
 
-def _compare(state: _Pass, expected: Any, result: Any) -> str | None:
-    """Shapes and channels of a slim result against what provenance predicts."""
-    if isinstance(expected, Value):
-        if not isinstance(result, Tensor):
-            return "it is no tensor any more"
-        predicted = _predict(state, expected)
-        if predicted is None:
-            raise OrderConflictError(
-                f"what is left at node {state.arrival.node!r} does not fill a box.",
-                state.arrival.node,
-                np.unique(np.concatenate([state.arrival.component[ids].ravel() for ids in expected.factors])),
-            )
-        if tuple(result.shape) != predicted:
-            return f"it has shape {tuple(result.shape)}, provenance predicts {predicted}"
-        return _compare_channels(state, expected, state.tracker.value(result))
-    if isinstance(expected, (tuple, list)):
-        if not isinstance(result, (tuple, list)) or len(result) != len(expected):
-            return f"it has another number of results than {len(expected)}"
-        for old, new in zip(expected, result, strict=True):
-            problem = _compare(state, old, new)
-            if problem is not None:
-                return problem
-        return None
-    if isinstance(expected, dict):
-        return next((p for key in expected if (p := _compare(state, expected[key], result[key])) is not None), None)
-    leaves = pytree.tree_leaves(expected)
-    if any(isinstance(leaf, Value) for leaf in leaves):
-        found = pytree.tree_leaves(result)
-        return next((p for a, b in zip(leaves, found, strict=True) if (p := _compare(state, a, b)) is not None), None)
-    return None
-
-
-def _compare_channels(state: _Pass, expected: Value, got: Value) -> str | None:
-    if len(expected.factors) != len(got.factors):
-        return None
-    component, fresh = state.arrival.component, state.arrival.is_fresh
-    for old, new in zip(expected.factors, got.factors, strict=True):
-        pair = (id(old), id(new))  # elementwise results share their factors
-        if pair in state.alike:
-            continue
-        want, have = component[old[state.alive[old]]], component[new].ravel()
-        if len(support(old)) == 1 and not np.array_equal(want, have):
-            if (new == 0).any() or fresh(old) != fresh(new):
-                continue
-            if not np.array_equal(np.sort(want), np.sort(have)):
-                return "it holds other channels than provenance predicts"
-        state.alike.add(pair)
-    return None
-
-
-def _predict(state: _Pass, value: Value) -> tuple[int, ...] | None:
-    if not value.factors:
-        return value.shape
-    key = (value.shape, *(id(ids) for ids in value.factors))
-    found = state.shapes.get(key)
-    if found is None:
-        found = live_sizes(value.shape, value.factors, state.alive, state.graph.within_blocks)
-        if found is not None:
-            state.shapes[key] = found
-    return found
-
-
-def _shapes(state: _Pass, expected: Any) -> Any:
-    return pytree.tree_map_only(Value, lambda v: _predict(state, v), expected)
-
-
-def _patch_call(state: _Pass, node: fx.Node, copy: fx.Node, expected: Any, env: dict[fx.Node, Any]) -> bool:
+def _patch_call(state: Pass, node: fx.Node, copy: fx.Node, expected: Any, env: dict[fx.Node, Any]) -> bool:
     originals = fx.node.map_arg((node.args, node.kwargs), lambda n: state.graph.nodes[n.name])
     slim = fx.node.map_arg((copy.args, copy.kwargs), lambda n: env[n])
 
@@ -367,7 +278,7 @@ def _patch_call(state: _Pass, node: fx.Node, copy: fx.Node, expected: Any, env: 
         env[made] = value
         return made
 
-    site = literals.Site(copy, originals, slim, _shapes(state, expected), state.alive, _created(state, node), constant, item)
+    site = literals.Site(copy, originals, slim, shapes(state, expected), state.alive, _created(state, node), constant, item)
     call = literals.patch(site)
     if call is None:
         return False
@@ -378,7 +289,7 @@ def _patch_call(state: _Pass, node: fx.Node, copy: fx.Node, expected: Any, env: 
     return True
 
 
-def _patch_module(state: _Pass, node: fx.Node, copy: fx.Node, expected: Any, env: dict[fx.Node, Any]) -> bool:
+def _patch_module(state: Pass, node: fx.Node, copy: fx.Node, expected: Any, env: dict[fx.Node, Any]) -> bool:
     module = state.root.get_submodule(str(node.target))
     given = next((env[a] for a in copy.all_input_nodes), None)
     if not isinstance(given, Tensor) or not isinstance(expected, Value):
@@ -391,7 +302,7 @@ def _patch_module(state: _Pass, node: fx.Node, copy: fx.Node, expected: Any, env
             copy, ((value,), {}), ((given,), {}), None, state.alive, _created(state, node), lambda _: None, _no_item
         )
         pads = literals.pad_counts(site, value, list(padding))
-    predicted = _predict(state, expected)
+    predicted = predict(state, expected)
     left = _blocks_left(state, node)
     return predicted is not None and attributes.from_values(module, tuple(given.shape), predicted, pads, left)
 

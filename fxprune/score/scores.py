@@ -77,7 +77,7 @@ def magnitude(group: ChannelGroup) -> Tensor:
 def atom_norms(tensor: Tensor, member: Member) -> Tensor:
     """L2 norm of each atom of an axis (plan.py, clause 3); shape (atoms,), float64 on the CPU."""
     values = tensor.detach()
-    if values.dtype in (torch.float16, torch.bfloat16):
+    if values.dtype in (torch.float16, torch.bfloat16, torch.bool):
         values = values.float()
     if member.blocks > 1:
         values = values.unflatten(0, (member.blocks, -1)).transpose(1, member.dim + 1)  # blocks, atoms, rows, ...
@@ -133,6 +133,7 @@ def score(groups: Sequence[ChannelGroup], how: str | Score = "auto") -> Scored:
             raise BudgetError(
                 f"score={name!r} needs a batch norm in every group; {bare[0]!r} and {len(bare) - 1} more have none. Use score='auto' or 'magnitude'.",
                 node=bare[0],
+                got=name,
             )
     else:
         if not callable(how):
@@ -154,6 +155,7 @@ def score(groups: Sequence[ChannelGroup], how: str | Score = "auto") -> Scored:
                 f"{bad} of the {len(group)} channels of group {group.name!r} have a score that is NaN or infinite. "
                 "The model's weights are damaged (did training diverge?); nothing was pruned.",
                 node=group.name,
+                got=bad,
             )
         values.append(given)
     return Scored(name, tuple(values))

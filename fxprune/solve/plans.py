@@ -83,9 +83,12 @@ def removed_channels(graph: ChannelGraph, plan: Plan) -> Mask:
             f"the plan removes a channel in one place and keeps it in another, though they are coupled: {label}. "
             "It was made for another model or with other constraints.",
             node=label,
+            got=label,
         )
     pinned = np.flatnonzero(gone & graph.pinned)
     if len(pinned):
         label = ", ".join(graph.axes_of(pinned[:1].tolist())[:3])
-        raise PlanMismatchError(f"the plan removes a channel that cannot go: {label}. See graph.explain().", node=label)
+        raise PlanMismatchError(
+            f"the plan removes a channel that cannot go: {label}. See graph.explain().", node=label, got=label
+        )
     return gone

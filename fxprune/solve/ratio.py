@@ -78,7 +78,7 @@ def solve_ratio(graph: ChannelGraph, scored: Scored, ratio: float, floor: float 
     weight = _weights(graph)
     total = int(sum(weight[g.channels].sum() for g in groups))
     if not groups:
-        raise NothingToPruneError(nothing(graph))
+        raise NothingToPruneError(nothing(graph), got=ratio)
     order = _order(graph, scored, floor, round_to)
     sizes = np.add.reduceat(weight[order.channels], order.starts) if len(order) else np.zeros(0, np.int64)
     counts = np.concatenate([[0], sizes.cumsum()])

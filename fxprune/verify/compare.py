@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from bisect import insort
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -251,11 +251,12 @@ def _paired(expected: Any, got: Any) -> list[tuple[Tensor, Tensor]]:
 
 
 def _opened(value: Any, seen: set[int]) -> list[Any]:
-    """The leaves of a value; in the place of an object that torch's pytree knows as a leaf (a cache), the leaves of its attributes."""
+    """The leaves of a value; in the place of an object that torch's pytree knows as a leaf (a cache), those of its items and attributes."""
     found = []
     for leaf in tree_flatten(value)[0]:
-        plain = isinstance(leaf, (Tensor, type, nn.Module)) or not hasattr(leaf, "__dict__") or id(leaf) in seen
-        found.append(leaf if plain else _opened(dict(vars(leaf)), seen | {id(leaf)}))
+        items = list(leaf.values()) if isinstance(leaf, Mapping) else []
+        plain = isinstance(leaf, (Tensor, type, nn.Module)) or id(leaf) in seen or not (items or hasattr(leaf, "__dict__"))
+        found.append(leaf if plain else _opened([items, dict(getattr(leaf, "__dict__", {}))], seen | {id(leaf)}))
     return found
 
 

@@ -82,3 +82,17 @@ def embedding(call: Call) -> Tensor:
         raise no_semantics(call.name, "rows of its table are removed")
     result: Tensor = call.run()
     return mark(result, None if mask is None else mask.reshape((1,) * (result.ndim - 1) + (-1,)).to(torch.int8))
+
+
+@rule("_embedding_bag", "_embedding_bag_forward_only")
+def embedding_bag(call: Call) -> tuple[Tensor, ...]:
+    """Clause 3, per bag: what does not exist is summed, averaged or compared in its own column only."""
+    mask = mask_of(call["weight"])
+    if mask is not None and mask.shape[0] > 1:
+        raise no_semantics(call.name, "rows of its table are removed")
+    bags, *more = call.run()
+    columns = None if mask is None else mask.reshape(1, -1).to(torch.int8)
+    for item in more:
+        if item.shape == bags.shape:  # the rows in which maxima were found
+            mark(item, columns)
+    return (mark(bags, columns), *more)

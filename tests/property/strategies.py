@@ -37,6 +37,22 @@ from tests.property.layers import (
     TransposedConv,
     WeightNormConv,
 )
+from tests.property.modern import (
+    ATTENTIONS,
+    CELLS,
+    LAYERS,
+    Attention,
+    Cell,
+    ClassToken,
+    Merge,
+    Pick,
+    Position,
+    Recurrent,
+    Regroup,
+    RmsNorm,
+    SelfAttention,
+    Window,
+)
 from tests.property.moves import (
     ACTIVATION_MODULES,
     ACTIVATIONS,
@@ -255,7 +271,7 @@ def spatial_gate(d: Draft, x: int) -> int:
     return d.add(SpatialGate(d.pick([1, 3])), x)
 
 
-@family(anything)
+@family(anything, weight=2)
 def scale(d: Draft, x: int) -> int:
     op = d.pick([Scale("scale"), Scale("mask"), Scale("position"), PRelu(False), PRelu(True)])
     return d.add(op, x)
@@ -283,6 +299,29 @@ def shared_module(d: Draft, x: int) -> int:
                 fits = d.shapes[args[0]][0] == shape[0] and len(d.shapes[args[0]]) == len(shape)
             again += [number] if fits else []
     return d.add(Again(d.pick(again)), x) if again else d.add(Act(), x)
+
+
+@family(is_sequence, weight=4)
+def recurrent(d: Draft, x: int) -> int:
+    kind, hidden = d.pick(list(LAYERS)), d.width(most=6)
+    projected = d.whole(1, hidden - 1) if kind == "lstm" and hidden > 2 and d.pick([False, True]) else 0
+    options = (kind, d.pick([1, 2]), d.pick([1, 2]), projected, d.pick([True, False]), d.pick(["output", "state", "states"]))
+    return d.add(Recurrent(hidden, *options), x)
+
+
+@family(is_vector, weight=4)
+def recurrent_cell(d: Draft, x: int) -> int:
+    return d.add(Cell(d.width(), d.pick(list(CELLS)), d.pick([True, False])), x)
+
+
+@family(lambda s: is_map(s) and s[1] % 2 == s[2] % 2 == 0)
+def window(d: Draft, x: int) -> int:
+    return d.add(Window(d.width(), d.pick([1, 3]), d.pick([0, 1])), x)
+
+
+@family(is_sequence, weight=2)
+def class_token(d: Draft, x: int) -> int:
+    return d.add(ClassToken(d.pick(["expand", "repeat"])), x)
 
 
 # ---- two values and more ----
@@ -383,6 +422,27 @@ def index(d: Draft, x: int) -> int:
     return d.add(Index(tuple(d.draw(st.lists(st.integers(0, last), min_size=1, max_size=min(MOST, last + 2))))), x)
 
 
+@family(anything)
+def gather(d: Draft, x: int) -> int:
+    last = d.shapes[x][0] - 1
+    rows = tuple(d.draw(st.lists(st.integers(0, last), min_size=1, max_size=min(MOST, last + 2))))
+    return d.add(Pick(rows, d.pick(["index_select", "gather", "take_along_dim"])), x)
+
+
+@family(lambda s: s[0] > 3)
+def regroup(d: Draft, x: int) -> int:
+    groups = d.pick([g for g in divisors(d.shapes[x][0]) if g > 1])
+    return d.add(Regroup(groups, d.pick(["", "square", "gate"])), x)
+
+
+@family(lambda s: is_map(s) and s[0] <= 4)
+def merge_pixels(d: Draft, x: int) -> int:
+    c, h, w = d.shapes[x]
+    forms = ["patches", "einops"] if h % 2 == w % 2 == 0 and 4 * c <= 16 else []
+    forms += ["rows"] if c * h <= 16 else []
+    return d.add(Merge(d.pick(forms)), x) if forms else d.add(Act(), x)
+
+
 @family(lambda s: s[0] <= MOST - 3)
 def pad_channels(d: Draft, x: int) -> int:
     return d.add(PadChannels(d.whole(0, 2), d.whole(1, 2), d.pick([0.0, 0.5]), len(d.shapes[x]) - 1), x)
@@ -419,7 +479,7 @@ def flatten(d: Draft, x: int) -> int:
 @family(is_map, weight=2)
 def to_sequence(d: Draft, x: int) -> int:
     y = d.add(ToSequence(), x)
-    return d.pick([mixing_mlp, sequence_only])(d, y)
+    return d.pick([mixing_mlp, recurrent, sequence_only])(d, y)
 
 
 def sequence_only(d: Draft, x: int) -> int:
@@ -430,6 +490,11 @@ def sequence_only(d: Draft, x: int) -> int:
 def from_sequence(d: Draft, x: int) -> int:
     length = d.shapes[x][1]
     return d.add(d.pick([ToMap(max(h for h in divisors(length) if h * h <= length)), Flatten("average"), Flatten("flatten")]), x)
+
+
+@family(is_sequence, weight=3)
+def position(d: Draft, x: int) -> int:
+    return linear(d, d.add(Position(d.pick([0, d.shapes[x][1] - 1])), x))
 
 
 @family(anything, weight=5, setitem=True)
@@ -480,6 +545,31 @@ def token_linear(d: Draft, x: int) -> int:
 @family(spatial, mixes=True)
 def weight_normed(d: Draft, x: int) -> int:
     return d.add(WeightNormConv(d.width(), d.pick([1, 3])), x)
+
+
+@family(anything, mixes=True)
+def rms_norm(d: Draft, x: int) -> int:
+    return d.add(RmsNorm(d.pick([True, False])), x)
+
+
+@family(is_sequence, weight=8, mixes=True)
+def attention(d: Draft, x: int) -> int:
+    heads, dim = d.pick([2, 1, 3]), d.pick([2, 1, 3, 4])
+    y = d.add(Attention(d.pick([d.shapes[x][0], d.width()]), heads, dim, d.pick(ATTENTIONS), d.pick([False, True])), x)
+    return d.add(Binary("add"), x, y) if d.shapes[x] == d.shapes[y] and d.pick([True, False]) else y
+
+
+@family(is_sequence, weight=2, mixes=True)
+def self_attention(d: Draft, x: int) -> int:
+    return d.add(SelfAttention(d.pick(divisors(d.shapes[x][0]))), x)
+
+
+@family(is_map, weight=2, mixes=True)
+def map_attention(d: Draft, x: int) -> int:
+    """Attention over the pixels of a map."""
+    height, width = d.shapes[x][1:]
+    y = d.pick([attention, self_attention])(d, d.add(ToSequence(), x))
+    return d.add(ToMap(height), y) if width > 1 else y
 
 
 # ---- whole programs ----

@@ -20,6 +20,7 @@ from tests.property.layers import (
     WeightNormConv,
 )
 from tests.property.layers import GroupNorm as Groups
+from tests.property.modern import Pick
 from tests.property.moves import (
     Act,
     Binary,
@@ -56,6 +57,30 @@ def case(*steps: tuple[Any, ...], side: int = 4, outputs: tuple[int, ...] = (), 
 HEAD = Conv(out=3, bias=True)
 
 CASES = {
+    "one channel picked by a constant": case((Conv(out=5), 0), (Pick(rows=(2,)), 1), (HEAD, 2), side=8, seed=2),
+    "one channel taken along a dimension": case(
+        (Conv(out=5), 0), (Pick(rows=(2,), form="take_along_dim"), 1), (HEAD, 2), side=8, seed=2
+    ),
+    "padding picked first": case(
+        (Conv(out=5, kernel=3), 0),
+        (Flatten(form="average"), 1),
+        (Linear(out=8), 2),
+        (PadChannels(behind=2, space=0), 3),
+        (Pick(rows=(9, 3, 2, 3), form="take_along_dim"), 4),
+        (Linear(out=3), 3),
+        side=6,
+        seed=1,
+    ),
+    "weight norm of an emptied layer": case(
+        (Conv(out=2, kernel=3), 0),
+        (Conv(out=4, kernel=3), 1),
+        (BatchNorm(), 2),
+        (WeightNormConv(out=4), 3),
+        (HEAD, 4),
+        seed=63,
+        ratio=0.9,
+        floor=0.0,
+    ),
     "a strided slice, then each channel twice": case(
         (Conv(out=7), 0), (Slice(start=1, step=2), 1), (Repeat(form="interleave"), 2), (HEAD, 3)
     ),

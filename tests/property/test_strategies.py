@@ -9,14 +9,14 @@ import torch
 from hypothesis import given, settings
 from torch import fx
 
-from tests.property import layers, moves, program
+from tests.property import layers, modern, moves, program
 from tests.property.compiling import run
 from tests.property.profile import share
 from tests.property.program import Again, Op, Program, build, example, randomise
 from tests.property.strategies import FAMILIES, programs
 from tests.reference.compare import backward, leaves, relative_error
 
-NAMES: dict[str, Any] = {**vars(layers), **vars(moves), **vars(program)}
+NAMES: dict[str, Any] = {**vars(layers), **vars(modern), **vars(moves), **vars(program)}
 
 
 @share(1)
@@ -49,7 +49,7 @@ def test_every_kind_of_step_occurs() -> None:
     """A step that is never drawn tests nothing."""
     seen: Counter[str] = Counter()
 
-    @settings(max_examples=700, derandomize=True, database=None, deadline=None)
+    @settings(max_examples=900, derandomize=True, database=None, deadline=None)
     @given(programs(setitem=True, opaque=True))
     def collect(p: Program) -> None:
         seen.update(type(op).__name__ for op, *_ in p.steps)

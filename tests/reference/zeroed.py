@@ -3,9 +3,9 @@
 1. The original network runs as it is, in its own code. Whenever it multiplies by a weight (convolution, linear layer, matrix
    product with a parameter), the entries of that weight whose INPUT-side atom the plan removes count as zero. Nothing else
    is changed: a removed channel is still computed, and nobody hears it.
-2. The input side of a weight is dimension 1 of convolutions and linear layers, dimension 0 of transposed convolutions, and
-   the contracted dimension of matrix products. Grouped convolutions: a plan numbers the input atoms of all groups one after
-   the other (``fxprune.plan``, clause 3).
+2. The input side of a weight is dimension 1 of convolutions, linear layers and all matrices of a recurrent layer or cell, dimension 0
+   of transposed convolutions, and the contracted dimension of matrix products. Grouped convolutions: a plan numbers the input
+   atoms of all groups one after the other (``fxprune.plan``, clause 3).
 3. The result equals ``slim(x)`` (``absorb=False``) where every way from a removed channel to an output leads through such a
    weight. That holds for pointwise operators, data movement, batch and instance norm, everything spatial, gates, products of
    branches, channel correlations, and token mixing.
@@ -28,6 +28,7 @@ from fxprune.plan import Plan
 
 CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")
 TRANSPOSED = ("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+RECURRENT = tuple(name + form for name in ("lstm", "gru", "rnn_tanh", "rnn_relu") for form in ("", "_cell"))
 PRODUCTS = ("matmul", "__matmul__", "mm", "bmm")
 
 
@@ -73,6 +74,9 @@ class _Zeroing(TorchFunctionMode):
                 args[1] = self.without(args[1], dim, name in TRANSPOSED)
             else:
                 kwargs["weight"] = self.without(kwargs["weight"], dim, name in TRANSPOSED)
+        elif name in RECURRENT:
+            lists = [[self.without(w, 1) for w in a] if isinstance(a, list) else a for a in args]
+            args = [self.without(a, 1) if isinstance(a, Tensor) else a for a in lists]
         elif name in PRODUCTS:
             args[0] = self.without(args[0], args[0].dim() - 1)
             args[1] = self.without(args[1], max(0, args[1].dim() - 2))

@@ -11,7 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxprune.provenance.rules import contraction, creation, indexing, movement, normalization, pointwise, reduction, spatial
+from fxprune.provenance.rules import (
+    contraction,
+    creation,
+    indexing,
+    movement,
+    normalization,
+    pointwise,
+    recurrent,
+    reduction,
+    spatial,
+)
 from fxprune.provenance.tracker import Rule, Tracker, data_dependent
 
 TABLE: dict[str, Rule] = {
@@ -22,6 +32,7 @@ TABLE: dict[str, Rule] = {
     **spatial.RULES,
     **indexing.RULES,
     **creation.RULES,
+    **recurrent.RULES,
     **pointwise.RULES,
 }
 

@@ -95,6 +95,24 @@ def embedding(t: Tracker, func: Any, args: Sequence[Any], kwargs: dict[str, Any]
     return t.new((*indices.shape, weight.shape[1]), weight, factors)
 
 
+def embedding_bag(t: Tracker, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """Clause 3 for sums, means and maxima over bags of rows: ``_embedding_bag(weight, indices, offsets, ...)``."""
+    result = func(*args, **kwargs)
+    weight, *rest = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
+    for ids in (ids for x in rest for ids in t.value(x).factors):
+        t.ledger.pin(ids, "indices, offsets or weights of a lookup")
+    factors = []
+    for ids in t.value(weight).factors:
+        if support(ids) == (1,):
+            factors.append(ids.reshape(1, -1))
+        else:
+            t.ledger.pin(ids, "rows of a lookup table")
+    for item in result:  # the bags, and for maxima the rows they come from
+        if item.dim() == 2 and item.shape[1] == weight.shape[1]:
+            t.bind(item, factors)
+    return result
+
+
 def scatter(t: Tracker, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """Clause 4: ``scatter(x, dim, index, src)`` and its kin."""
     x, dim = args[0], args[1] % max(args[0].dim(), 1)
@@ -112,6 +130,7 @@ def scatter(t: Tracker, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) 
 RULES: dict[str, Rule] = {
     **dict.fromkeys("index index_select gather _unsafe_index take_along_dim".split(), take),
     "embedding": embedding,
+    **dict.fromkeys(("_embedding_bag", "_embedding_bag_forward_only"), embedding_bag),
     **dict.fromkeys(
         "scatter scatter_ scatter_add scatter_add_ index_copy index_copy_ index_add index_add_ index_fill index_fill_".split(),
         scatter,

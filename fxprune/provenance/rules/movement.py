@@ -104,10 +104,12 @@ def _splits(ids: Ids, moved: Ids, old: tuple[int, ...], new: tuple[int, ...]) ->
 
 
 def permute(t: Tracker, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    result = func(*args, **kwargs)
     value = t.value(args[0])
+    result = func(*args, **kwargs)
+    if func._schema.is_mutable:
+        result = args[0]
     rank = len(value.shape)
-    name = func._schema.name
+    name = func._schema.name.removesuffix("_")
     if rank < 2:
         order = list(range(rank))
     elif name == "aten::t":
@@ -245,9 +247,9 @@ def restride(t: Tracker, func: Any, args: Sequence[Any], kwargs: dict[str, Any])
     """Clause 7, except where only the memory format changes (a shape that stays what it was)."""
     if tuple(args[1]) == tuple(args[0].shape):
         return args[0]
-    operands = list(t.value(args[0]).factors)
-    t.ledger.missing(func._schema.name, operands)
-    return func(*args, **kwargs)
+    t.ledger.missing(func._schema.name, list(t.value(args[0]).factors))
+    func(*args, **kwargs)
+    return t.bind(args[0], ())
 
 
 def shuffle(t: Tracker, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:

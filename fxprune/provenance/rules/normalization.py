@@ -3,7 +3,7 @@
 1. Batch norm is elementwise along dimension 1: gamma, beta and the running statistics are coupled with the input's channels.
 2. Layer, group, instance and RMS norms mix: their statistics run over live elements only. They are elementwise in what they carry
    and in their affine parameters; the groups of a group norm are blocks: each keeps equally many channels, or goes.
-3. Weight norm divides by a norm over live elements, and its g is coupled with the dimension it scales.
+3. Weight norm divides by a norm over live elements, at least one of which stays; its g is coupled with the dimension it scales.
 """
 
 from __future__ import annotations
@@ -77,6 +77,9 @@ def group_norm(t: Tracker, func: Any, args: Sequence[Any], kwargs: dict[str, Any
 def weight_norm(t: Tracker, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """Clause 3: ``_weight_norm_interface(v, g, dim)``."""
     v, g = args[0], args[1]
+    for ids in t.value(v).factors:
+        if all(g.shape[d] == 1 for d in support(ids)):
+            t.ledger.floor(ids, 1, "a norm over nothing has no direction")
     out = t.new(v.shape, v, t.merge(tuple(v.shape), [t.value(v), t.value(g)]))
     return out, torch.empty(g.shape, dtype=g.dtype, device="meta")
 

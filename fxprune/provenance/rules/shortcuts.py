@@ -4,6 +4,8 @@
    the dispatcher (most of the time of an analysis) is left out. Subclasses and everything else go the whole way.
    The caller does so outside the dispatch mode, or what rules allocate would go through it.
 2. A shortcut returns None where its layer would do anything else (padding modes, statistics of the batch).
+3. Recurrent layers are composed of hundreds of calls, some per time step, before a dispatch mode sees any. They are caught whole: as
+   modules, or where the program calls the function. Their cells are not: those make a few calls that have rules.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ from torch import Tensor, nn
 
 from fxprune.provenance.rules.contraction import convolution
 from fxprune.provenance.rules.normalization import batch_norm
+from fxprune.provenance.rules.recurrent import RULES as RECURRENT
+from fxprune.provenance.rules.recurrent import WHOLE
 from fxprune.provenance.tracker import Tracker
 
 Shortcut = Callable[[Tracker, Any, Tensor], "Tensor | None"]
@@ -55,10 +59,40 @@ SHORTCUTS: dict[type[nn.Module], Shortcut] = {
 }
 
 
-def short(t: Tracker, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-    """The result of a layer by its shortcut (clause 1), or None."""
-    rule = SHORTCUTS.get(type(module))
-    if rule is None or kwargs or len(args) != 1 or module._forward_hooks or module._forward_pre_hooks:
+def _recurrent(t: Tracker, m: Any, args: tuple[Any, ...]) -> Any:
+    """Clause 3; packed sequences go the whole way."""
+    x, *rest = args
+    given = rest[0] if rest else None
+    if not isinstance(x, Tensor) or m.training:
+        return None
+    if x.dim() not in (2, 3) or x.shape[-1] != m.input_size or m._flat_weights[1].shape[0] != m.hidden_size * _GATES[m.mode]:
+        return None  # the module itself words the complaint
+    states = () if given is None else given
+    operands = (x, states, m._flat_weights, m.bias, m.num_layers, m.dropout, False, m.bidirectional, m.batch_first)
+    output, *finals = RECURRENT[m.mode.lower()](t, None, operands, {})
+    return output, tuple(finals) if m.mode == "LSTM" else finals[0]
+
+
+_GATES = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}
+
+
+def short(t: Tracker, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The result of a layer by its shortcut (clauses 1 and 3), or None."""
+    kind = type(module)
+    rule = SHORTCUTS.get(kind)
+    if rule is None and kind not in (nn.LSTM, nn.GRU, nn.RNN):
+        return None
+    if module._forward_hooks or module._forward_pre_hooks:
+        return None
+    if rule is None:
+        return _recurrent(t, module, (*args, *kwargs.values())) if set(kwargs) <= {"hx"} else None
+    if kwargs or len(args) != 1:
         return None
     x = args[0]
     return rule(t, module, x) if isinstance(x, Tensor) and x.is_floating_point() else None
+
+
+def short_call(t: Tracker, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The result of a function that is caught whole (clause 3), or None."""
+    operator = WHOLE.get(target)
+    return None if operator is None else t.__torch_dispatch__(operator, (), args, kwargs)

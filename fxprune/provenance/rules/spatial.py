@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from fxprune.provenance.factor import Ids, compress
+from fxprune.provenance.factor import Ids, Value, compress
 from fxprune.provenance.tracker import Rule, Tracker
 
 
@@ -34,10 +34,25 @@ def pool(t: Tracker, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> 
     value, rank = t.value(x), x.dim()
     spatial = _spatial_rank(func._schema.name)
     factors = [_carry(t, ids, rank, spatial) for ids in value.factors]
+    if func._schema.name.startswith("aten::fractional_"):
+        factors = _with_samples(t, value, factors, t.value(args[3]), spatial)
     result = func(*args, **kwargs)
     for item in (result,) if isinstance(result, Tensor) else result:
         t.bind(item, factors if item.dim() == rank else ())
     return result
+
+
+def _with_samples(t: Tracker, value: Value, factors: list[Ids], samples: Value, spatial: int) -> list[Ids]:
+    """Random samples of shape (n, c, spatial) meet the planes of an input elementwise (clause 1)."""
+    lead = value.shape[: len(value.shape) - spatial]
+    ones = (1,) * spatial
+    met = []
+    for ids in samples.factors:
+        if ids.shape[-1] > 1:
+            t.ledger.pin(ids, "coordinates of random samples")
+        else:
+            met.append(ids.reshape(ids.shape[-1 - len(lead) : -1] + ones))
+    return t.merge(lead + ones, [Value(lead + ones, tuple(factors)), Value(lead + ones, tuple(met))])
 
 
 def adaptive_pool(t: Tracker, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:

@@ -275,24 +275,7 @@ def _changes(before: Snapshot, model: nn.Module) -> list[str]:
     return [change for change in before.differences(model) if change not in same]
 
 
-# Refusals whose offending value is in the text, but not in a field.
-NO_VALUE = {
-    "NaN filter", "score that is NaN",
-    "no arguments", "too many", "an unknown keyword alone", "gamma without norms", "plan that tears channels",
-    "plan that removes outputs", "plan as a text", "one layer", "no layer", "all kept",
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    "refusal",
-    [
-        pytest.param(
-            r, id=r.name, marks=pytest.mark.xfail(strict=True, reason="got= is not filled") if r.name in NO_VALUE else ()
-        )
-        for r in REFUSALS
-        if not r.open
-    ],
-)
+@pytest.mark.parametrize("refusal", [pytest.param(r, id=r.name) for r in REFUSALS if not r.open])
 def test_what_was_found_is_a_field(refusal: Refusal) -> None:
     with pytest.raises(FxpruneError) as caught:
         refusal.call(_prepared(refusal))

@@ -108,6 +108,27 @@ REDUCTION = {
     **{name: Case(lambda _, x, name=name: getattr(x, name)(2)) for name in ("cumsum", "cumprod", "logcumsumexp")},
     "cumsum_": Case(lambda _, x: (x * 1).cumsum_(3)),
 }  # fmt: skip
+
+
+def gates(count: int, *more: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    return {"ih": (count * 6, 8), "hh": (count * 6, 6), **{f"more{i}": shape for i, shape in enumerate(more)}}
+
+
+def state(x: torch.Tensor, width: int = 6) -> torch.Tensor:
+    return torch.zeros(1, x.shape[1], width, dtype=x.dtype)
+
+
+RECURRENT = {
+    "lstm": Case(lambda n, x: torch.lstm(
+        x, (state(x, 4), state(x)), [n.ih, n.more0, n.more1], False, 1, 0.0, False, False, False)[0], "rows",
+        parameters={"ih": (24, 8), "more0": (24, 4), "more1": (4, 6)}),
+    "gru": Case(lambda n, x: torch.gru(
+        x, state(x), [n.ih, n.hh, n.more0, n.more1], True, 1, 0.0, False, False, False)[0], "rows",
+        parameters=gates(3, (18,), (18,))),
+    **{name: Case(lambda n, x, name=name: getattr(torch, name)(
+        x, state(x), [n.ih, n.hh], False, 1, 0.0, False, False, False)[0], "rows", parameters=gates(1))
+       for name in ("rnn_tanh", "rnn_relu")},
+}  # fmt: skip
 RIGID = {
     "argmax along channels": pinned(lambda _, x: x + x.argmax(1, keepdim=True)),
     "sort along channels": pinned(lambda _, x: x.sort(1).values),
@@ -124,8 +145,7 @@ SPATIAL = {
     **{f"max_pool{d}d_with_indices": Case(lambda _, x, d=d: getattr(F, f"max_pool{d}d")(x, 2), kind)
        for d, kind in ((2, "image"), (3, "volume"))},
     **{f"fractional_max_pool{d}d": Case(lambda _, x, d=d: getattr(aten, f"fractional_max_pool{d}d")(
-        x, [2] * d, [2] * d, torch.full((x.shape[0], x.shape[1], d), 0.3, dtype=x.dtype))[0], kind,
-        open="the random samples are as wide as the channels, and not coupled with them")
+        x, [2] * d, [2] * d, torch.full((x.shape[0], x.shape[1], d), 0.3, dtype=x.dtype))[0], kind)
        for d, kind in ((2, "image"), (3, "volume"))},
     **{f"adaptive_max_pool{d}d": Case(lambda _, x, d=d: getattr(F, f"adaptive_max_pool{d}d")(x, 2), kind)
        for d, kind in ((2, "image"), (3, "volume"))},
@@ -155,6 +175,12 @@ INDEXING = {
     "_unsafe_index": Case(lambda n, x: aten._unsafe_index(x, [None, None, n.order]), buffers={"order": torch.tensor([1, 0, 5])}),
     "embedding": Case(lambda n, x: x + n.table(x.argmax(-1)).unsqueeze(1), "rows", free=False,
                       modules={"table": lambda: nn.Embedding(8, 8)}),
+    "_embedding_bag_forward_only": Case(
+        lambda n, x: x + n.table(x.argmax(-1)).unsqueeze(1), "rows", free=False,
+        modules={"table": lambda: nn.EmbeddingBag(8, 8, mode="max")}),
+    "_embedding_bag": Case(
+        lambda n, x: x + aten._embedding_bag(n.table, n.words, n.bags)[0], "flat", parameters={"table": (9, 8)},
+        buffers={"words": torch.tensor([8, 0, 3, 1]), "bags": torch.tensor([0, 1, 2])}),
     **{name: Case(lambda _, x, name=name: getattr(x * 1, name)(2, torch.zeros_like(x, dtype=torch.int64), x.sin()))
        for name in ("scatter", "scatter_", "scatter_add", "scatter_add_")},
     **{name: Case(lambda n, x, name=name: getattr(x * 1, name)(2, n.rows, x[:, :, :2].sin()), buffers={"rows": torch.tensor([4, 1])})
@@ -226,7 +252,7 @@ POINTWISE = {
 }  # fmt: skip
 
 CASES: dict[str, Case] = {
-    **MOVEMENT, **CONTRACTION, **NORMALIZATION, **REDUCTION, **SPATIAL, **INDEXING, **CREATION, **POINTWISE,
+    **MOVEMENT, **CONTRACTION, **RECURRENT, **NORMALIZATION, **REDUCTION, **SPATIAL, **INDEXING, **CREATION, **POINTWISE,
 }  # fmt: skip
 
 # Noise as wide as the channels: the two programs draw different numbers, and the verifier says so. The zeroed network is the oracle

@@ -18,7 +18,7 @@ from fxprune.errors import BudgetError, PlanMismatchError
 from fxprune.graph.channels import ChannelGraph
 from fxprune.pipeline import emit_settled, study, verified
 from fxprune.plan import Plan
-from fxprune.record import attach, compose, entered_by, record_of
+from fxprune.record import attach, entered_by, extended, record_of
 from fxprune.score.scores import Score
 from fxprune.score.scores import score as score_groups
 from fxprune.solve.plans import to_plan
@@ -108,9 +108,8 @@ def apply(
     if not isinstance(plan, Plan):
         raise PlanMismatchError(f"plan must be a fxprune.Plan, got {type(plan).__name__}. Use Plan.from_json() for a JSON text.")
     subject = study(model, example_inputs)
-    before = record_of(model)
     subject, final, module = emit_settled(subject, lambda _: plan, pin=False)
-    attach(module, final if before is None else compose(before, final), subject.entered)
+    attach(module, extended(model, subject.graph, subject.inputs, final, subject.entered))
     if verify:
         verified(subject, module, final)
     return module
@@ -127,7 +126,7 @@ def plan_of(slim: nn.Module) -> Plan:
         raise PlanMismatchError(
             f"this {type(slim).__name__} carries no plan: it was not made by fxprune.", got=type(slim).__name__
         )
-    return found
+    return found.plan
 
 
 @_undisturbed()
@@ -160,7 +159,6 @@ def slim(
     """
     del absorb  # in this version what a removed channel still emits is dropped, as the paper does
     subject = study(model, example_inputs, keep)
-    before = record_of(model)
 
     def decide(graph: ChannelGraph) -> Plan:
         return plan(graph, ratio, budget=budget, score=score, layout=layout, floor=floor, round_to=round_to)
@@ -169,7 +167,7 @@ def slim(
     large = sum(t.numel() for t in subject.graph.tensors.values() if isinstance(t, nn.Parameter)) > VERIFIED_PARAMETERS
     if verify and large:
         final = replace(final, notes=(*final.notes, f"more than {VERIFIED_PARAMETERS:,} parameters: numbers were not compared"))
-    attach(module, final if before is None else compose(before, final), subject.entered)
+    attach(module, extended(model, subject.graph, subject.inputs, final, subject.entered))
     if verify and not large:
         verified(subject, module, final)
     return module

@@ -32,6 +32,7 @@ from fxprune.provenance.rules import find
 from fxprune.provenance.tracker import Tracker
 from fxprune.rewrite import attributes, literals
 from fxprune.rewrite.arrival import Arrival, OrderConflictError
+from fxprune.rewrite.module import SlimModule
 from fxprune.rewrite.slicing import LARGEST_CHUNK, SMALLEST_CHUNK, like, live_blocks, silence, slim_factors, slim_shape, take
 
 PASSES = 8
@@ -350,11 +351,15 @@ def _module(graph: ChannelGraph, root: nn.Module, new: fx.Graph) -> fx.GraphModu
     captured = graph.program.captured
     for (_, target), (_, source) in zip(walk(root), captured.modules, strict=True):
         target.__dict__["training"] = source.training
-    slim = fx.GraphModule(root, new, captured.name)
+    slim = SlimModule(root, new, captured.name)
     _alias(slim, captured.root)
-    modes = {name: module.training for name, module in captured.modules}
+    originals = dict(captured.modules)
     for name, module in walk(slim):
-        module.__dict__["training"] = modes.get(name, slim.training)
+        own = originals.get(name)
+        module.__dict__["training"] = slim.training if own is None else own.training
+        # Fx turns plain tensor attributes into buffers; the state dict shall not show them.
+        shown = set() if own is None else own._buffers.keys() - own._non_persistent_buffers_set
+        module._non_persistent_buffers_set.update(module._buffers.keys() - shown)
     return slim
 
 

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from inspect import isfunction
 from typing import Any
 
 import torch
@@ -21,6 +23,8 @@ from torch import fx
 from fxprune.capture.inputs import Inputs
 from fxprune.capture.signature import signature
 from fxprune.capture.tracer import Captured
+
+Function = Callable[..., Any]
 
 SHORT = 12  # hexadecimal digits of a node's digest
 
@@ -35,6 +39,7 @@ class Origin:
         shapes: clause 1.
         program: name and digest of every node (clause 2).
         inputs: the signature of the example inputs (capture/signature.py); None where it cannot be written down.
+        entered: names of the functions that were entered when it was captured.
     """
 
     model: str
@@ -42,6 +47,7 @@ class Origin:
     shapes: Mapping[str, tuple[int, ...]]
     program: tuple[tuple[str, str], ...]
     inputs: Any
+    entered: tuple[str, ...] = ()
 
     @property
     def fingerprint(self) -> str:
@@ -50,10 +56,11 @@ class Origin:
         return hashlib.sha256(json.dumps([shapes, [line for _, line in self.program]]).encode()).hexdigest()
 
 
-def origin(captured: Captured, inputs: Inputs) -> Origin:
+def origin(captured: Captured, inputs: Inputs, entered: frozenset[Function] = frozenset()) -> Origin:
     """The origin of whatever is made from a captured model."""
     shapes = {name: tuple(tensor.shape) for name, tensor in captured.tensors.items()}
-    return Origin(captured.name, captured.how, shapes, tuple(_program(captured)), signature(inputs, captured.root))
+    names = tuple(sorted(map(_name, entered)))
+    return Origin(captured.name, captured.how, shapes, tuple(_program(captured)), signature(inputs, captured.root), names)
 
 
 def _program(captured: Captured) -> Iterator[tuple[str, str]]:
@@ -72,6 +79,20 @@ def _target(captured: Captured, node: fx.Node) -> str:
 def _name(function: Any) -> str:
     owner = getattr(function, "__module__", None) or ""
     return f"{owner}.{getattr(function, '__qualname__', None) or getattr(function, '__name__', function)}"
+
+
+def functions(names: Sequence[str]) -> frozenset[Function]:
+    """The functions of these names, as far as their modules are loaded: nothing is imported."""
+    found = set()
+    for name in names:
+        parts = name.split(".")
+        home = next((".".join(parts[:i]) for i in range(len(parts), 0, -1) if ".".join(parts[:i]) in sys.modules), "")
+        value: Any = sys.modules.get(home)
+        for part in name.removeprefix(home).strip(".").split("."):
+            value = getattr(value, part, None)
+        if isfunction(value):
+            found.add(value)
+    return frozenset(found)
 
 
 def _text(value: Any, places: Mapping[fx.Node, str]) -> str:

@@ -91,29 +91,30 @@ class Plan:
                 made[key] = self.slices(own.get(key, name), tensor.shape).whole(tensor.detach())
         return {name: made[_storage(tensor)] for name, tensor in state.items()}
 
+    def to_data(self) -> dict[str, Any]:
+        """What ``to_json`` writes, as dicts, lists and plain values."""
+        return {
+            "format": FORMAT,
+            "asked": self.asked,
+            "achieved": self.achieved,
+            "score": self.score,
+            "layout": self.layout,
+            "notes": list(self.notes),
+            "axes": [
+                {"name": name, "dim": dim, "size": self.sizes[name][dim], "kept": list(rows)}
+                for name, dims in self.kept.items()
+                for dim, rows in dims.items()
+            ],
+            "silent": [
+                {"name": name, "dim": dim, "atoms": list(rows)}
+                for name, dims in self.silent.items()
+                for dim, rows in dims.items()
+            ],
+        }
+
     def to_json(self, indent: int | None = None) -> str:
         """A self-contained, diffable JSON text."""
-        return json.dumps(
-            {
-                "format": FORMAT,
-                "asked": self.asked,
-                "achieved": self.achieved,
-                "score": self.score,
-                "layout": self.layout,
-                "notes": list(self.notes),
-                "axes": [
-                    {"name": name, "dim": dim, "size": self.sizes[name][dim], "kept": list(rows)}
-                    for name, dims in self.kept.items()
-                    for dim, rows in dims.items()
-                ],
-                "silent": [
-                    {"name": name, "dim": dim, "atoms": list(rows)}
-                    for name, dims in self.silent.items()
-                    for dim, rows in dims.items()
-                ],
-            },
-            indent=indent,
-        )
+        return json.dumps(self.to_data(), indent=indent)
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
@@ -128,6 +129,15 @@ class Plan:
             raise PlanMismatchError(
                 f"this is not a plan: the JSON text cannot be read ({error}).", got=type(text).__name__
             ) from error
+        return cls.from_data(data)
+
+    @classmethod
+    def from_data(cls, data: Any) -> Plan:
+        """Read what ``to_data`` gave.
+
+        Raises:
+            PlanMismatchError: the data are no plan, or one of an unknown format.
+        """
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             found = data.get("format") if isinstance(data, dict) else type(data).__name__
             raise PlanMismatchError(

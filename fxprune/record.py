@@ -58,7 +58,7 @@ def extended(model: nn.Module, graph: ChannelGraph, inputs: Inputs, final: Plan,
     """The record of what ``final`` makes of ``model``."""
     before = record_of(model)
     if before is None:
-        return Record(final, (final,), origin(graph.program.captured, inputs), entered)
+        return Record(final, (final,), origin(graph.program.captured, inputs, entered), entered)
     return Record(compose(before.plan, final), (*before.rounds, final), before.origin, entered)
 
 

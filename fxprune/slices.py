@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,6 +24,7 @@ from fxprune.errors import PlanMismatchError
 Fetch = Callable[[int, int], Tensor]
 Atoms = Mapping[int, Sequence[int]]
 
+WHOLE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes: bits to be moved, whatever they mean
 SPARSE = 4  # rows that lie further apart than this, on average, are fetched one by one
 
 
@@ -56,12 +58,10 @@ class Slices:
             part = torch.cat([fetch(row, row + 1) for row in taken])
         else:
             part = fetch(low, high)
-            if taken == tuple(range(low, high)):
-                part = part.clone()
-            else:
-                part = part.index_select(0, torch.tensor(taken, device=part.device) - low)
+            all_of_them = taken == tuple(range(low, high))
+            part = part.clone() if all_of_them else part.index_select(0, torch.tensor(taken, device=part.device) - low)
         for dim, columns in self.columns.items():
-            part = part.index_select(dim, columns.to(part.device))
+            part = _picked(part, dim, columns)
         for dim, inner in self.inner.items():
             part = part.gather(dim, _spread(inner[start:stop], dim, part))
         for dim, dead in self.silent.items():
@@ -82,6 +82,14 @@ class Slices:
             if last or (abs(self.taken[stop] - self.taken[start]) + 1) * row_bytes > limit:
                 yield start, stop
                 start = stop
+
+
+def _picked(part: Tensor, dim: int, columns: Tensor) -> Tensor:
+    """``index_select``; on the CPU by numpy, which is several times faster along the last dimension."""
+    whole = WHOLE.get(part.element_size())
+    if part.device.type != "cpu" or whole is None:
+        return part.index_select(dim, columns.to(part.device))
+    return torch.from_numpy(np.take(part.contiguous().view(whole).numpy(), columns.numpy(), axis=dim)).view(part.dtype)
 
 
 def _spread(values: Tensor, dim: int, like: Tensor) -> Tensor:

@@ -58,10 +58,8 @@ def inputs_of(data: Any, model: nn.Module) -> Inputs:
     """
     like = _parameter(model)
     try:
-        kwargs = _value(data["kwargs"], like)
-        if not isinstance(kwargs, dict):
-            raise TypeError("keyword arguments are no dict")
-        return Inputs(tuple(_value(item, like) for item in data["args"]), kwargs)
+        args, kwargs = data["args"], data["kwargs"]["dict"]
+        return Inputs(tuple(_value(item, like) for item in args), {key: _value(item, like) for key, item in kwargs.items()})
     except (AttributeError, KeyError, TypeError, RuntimeError, OverflowError, RecursionError) as error:
         raise ValueError(f"these are no inputs: {type(error).__name__}: {error}") from error
 

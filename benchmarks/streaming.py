@@ -25,11 +25,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from machine import facts, line
 from torch import Tensor, nn
 
 PIECE = 1 << 23
-WIDTH, HIDDEN, HEADS, KV_HEADS, VOCABULARY = 2048, 5632, 32, 8, 32000
+WIDTH, HIDDEN, HEADS, KV_HEADS, VOCABULARY = 4096, 14336, 32, 8, 32000
 
 
 class Norm(nn.Module):
@@ -193,6 +192,8 @@ def slimmed(source: Path, target: Path, layers: int, ratio: float) -> dict[str, 
 
 
 def main() -> None:
+    from machine import facts, line
+
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--gigabytes", type=float, default=1.0)
     parser.add_argument("--shard", type=float, default=4.0, help="gigabytes per file")

@@ -77,8 +77,10 @@ def _target(captured: Captured, node: fx.Node) -> str:
 
 
 def _name(function: Any) -> str:
-    owner = getattr(function, "__module__", None) or ""
-    return f"{owner}.{getattr(function, '__qualname__', None) or getattr(function, '__name__', function)}"
+    name = getattr(function, "__qualname__", "")
+    if not name or "<locals>" in name:  # made by another function, which gave it its own name
+        name = getattr(function, "__name__", type(function).__name__)
+    return f"{getattr(function, '__module__', None) or ''}.{name}"
 
 
 def functions(names: Sequence[str]) -> frozenset[Function]:

@@ -26,7 +26,7 @@ from fxprune.capture.clone import clone
 from fxprune.errors import BudgetError
 from fxprune.graph.channels import ChannelGraph, ChannelGroup, Member
 from fxprune.io.atomic import flush_directory
-from fxprune.io.container import Container, write
+from fxprune.io.container import Container, Scratch, write
 from fxprune.io.document import KEY, Document
 from fxprune.io.layout import Entry
 from fxprune.io.matched import Checkpoint
@@ -37,9 +37,9 @@ from fxprune.pipeline import Decide, emit_settled, study
 from fxprune.plan import Plan
 from fxprune.record import Record, extended
 from fxprune.score.scores import NAMED, atom_norms, producers, relative
-from fxprune.slices import Slices
+from fxprune.slices import Fetch, Slices
 
-PIECE = 1 << 23
+PIECE = 1 << 22
 Place = str | os.PathLike[str]
 
 
@@ -146,15 +146,16 @@ def _measure(found: Checkpoint, members: Sequence[Member], known: dict[tuple[str
     for member in members:
         if (member.name, member.dim) not in known:
             wanted.setdefault(member.name, {})[member.dim] = member.blocks
+    pieces, wide = Scratch(), Scratch()
     for name, (container, entry) in found.tensors.items():
         axes = wanted.pop(found.first.get(name, ""), None)
         if axes is not None:
-            for dim, values in norms(entry.shape, _fetch(container, entry), _ranges(entry), axes.items()).items():
+            for dim, values in norms(entry.shape, _fetch(container, entry, pieces), _ranges(entry), axes.items(), wide).items():
                 known[found.first[name], dim] = values
 
 
-def _fetch(container: Container, entry: Entry) -> Any:
-    return lambda start, stop: container.rows(entry, start, stop)
+def _fetch(container: Container, entry: Entry, scratch: Scratch | None = None) -> Fetch:
+    return lambda start, stop: container.rows(entry, start, stop, scratch)
 
 
 def _ranges(entry: Entry) -> Iterator[tuple[int, int]]:

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -62,6 +63,20 @@ def as_bytes(tensor: Tensor) -> Tensor:
 
 def _field(digest: str) -> bytes:
     return f'"{DIGEST}":"{digest}"'.encode()
+
+
+class Scratch:
+    """Memory for one piece, used again for the next. Fresh memory for each would pile up between what stays."""
+
+    def __init__(self) -> None:
+        self._bytes = torch.empty(0, dtype=torch.uint8)
+
+    def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """A tensor of any numbers; it holds until the next call."""
+        size = math.prod(shape) * dtype.itemsize
+        if size > len(self._bytes):
+            self._bytes = torch.empty(size, dtype=torch.uint8)
+        return self._bytes[:size].view(dtype).reshape(shape)
 
 
 class Container:
@@ -133,16 +148,17 @@ class Container:
             )
         return told
 
-    def rows(self, entry: Entry, start: int, stop: int) -> Tensor:
+    def rows(self, entry: Entry, start: int, stop: int, scratch: Scratch | None = None) -> Tensor:
         """Rows ``start`` to ``stop - 1`` of a tensor, on the CPU."""
-        return self._read(entry, entry.start + start * entry.row_bytes, (stop - start, *entry.shape[1:]))
+        shape = (stop - start, *entry.shape[1:])
+        result = torch.empty(shape, dtype=entry.dtype) if scratch is None else scratch.take(shape, entry.dtype)
+        return self._read(entry, entry.start + start * entry.row_bytes, result)
 
     def tensor(self, entry: Entry) -> Tensor:
         """A whole tensor, on the CPU."""
-        return self._read(entry, entry.start, entry.shape)
+        return self._read(entry, entry.start, torch.empty(entry.shape, dtype=entry.dtype))
 
-    def _read(self, entry: Entry, place: int, shape: tuple[int, ...]) -> Tensor:
-        result = torch.empty(shape, dtype=entry.dtype)
+    def _read(self, entry: Entry, place: int, result: Tensor) -> Tensor:
         if result.numel():
             target = result.reshape(-1).view(torch.uint8).numpy().data
             self._file.seek(len(self._head) + place)

@@ -12,17 +12,22 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
+from fxprune.io.container import Scratch
+
 Fetch = Callable[[int, int], Tensor]
 Wanted = Iterable[tuple[int, int]]
 
 
-def norms(shape: Sequence[int], fetch: Fetch, ranges: Iterable[tuple[int, int]], wanted: Wanted) -> dict[int, Tensor]:
+def norms(
+    shape: Sequence[int], fetch: Fetch, ranges: Iterable[tuple[int, int]], wanted: Wanted, scratch: Scratch
+) -> dict[int, Tensor]:
     """The norms of the atoms of each wanted (dimension, blocks of rows); ``fetch(a, b)`` gives rows a to b - 1."""
     blocks = dict(wanted)
     total = {dim: torch.zeros(number, shape[dim], dtype=torch.float64) for dim, number in blocks.items()}
     for start, stop in ranges:
         piece = fetch(start, stop)
-        piece = piece.float() if piece.dtype in (torch.float16, torch.bfloat16) else piece
+        if piece.dtype in (torch.float16, torch.bfloat16):
+            piece = scratch.take(tuple(piece.shape), torch.float32).copy_(piece)
         for dim, number in blocks.items():
             rows = _sums(piece, dim)
             if dim == 0:

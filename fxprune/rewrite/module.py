@@ -9,6 +9,8 @@
 from __future__ import annotations
 
 import copy
+import sys
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -24,8 +26,8 @@ class _At(int):
     """The position of a node, among arguments."""
 
 
-class _Operator(str):
-    """The name of a ``torch.ops`` overload, which has no pickle of its own."""
+class _Name(str):
+    """Module and name of a function that pickle does not find: ``torch.ops`` overloads, functions made by other functions."""
 
     __slots__ = ()
 
@@ -37,15 +39,11 @@ def written(graph: fx.Graph) -> Nodes:
     def plain(node: fx.Node) -> Any:
         return places[node]
 
-    def target(node: fx.Node) -> Any:
-        called = node.target
-        return _Operator(called) if isinstance(called, torch._ops.OpOverload) else called
-
     return tuple(
         (
             node.name,
             node.op,
-            target(node),
+            _written(node.target),
             fx.node.map_arg(node.args, plain),
             fx.node.map_arg(node.kwargs, plain),
             node.type,
@@ -73,11 +71,21 @@ def read(nodes: Nodes) -> fx.Graph:
     return graph
 
 
+def _written(target: Any) -> Any:
+    if isinstance(target, torch._ops.OpOverload):
+        return _Name(f"torch.ops:{target}")
+    home, name = getattr(target, "__module__", None), getattr(target, "__name__", "")
+    if "<locals>" in getattr(target, "__qualname__", "") and getattr(sys.modules.get(home or ""), name, None) is target:
+        return _Name(f"{home}:{name}")
+    return target
+
+
 def _called(target: Any) -> Any:
-    if type(target) is not _Operator:
+    if type(target) is not _Name:
         return target
-    found: Any = torch.ops
-    for part in target.split("."):
+    home, _, name = target.partition(":")
+    found: Any = torch.ops if home == "torch.ops" else import_module(home)
+    for part in name.split("."):
         found = getattr(found, part)
     return found
 

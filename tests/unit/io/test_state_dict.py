@@ -75,7 +75,9 @@ def test_refusals() -> None:
     plan = fxprune.plan_of(fxprune.slim(seeded(Chain()), 0.4, image()))
     with pytest.raises(fxprune.PlanMismatchError, match=r"8 channels for 'conv1.weight', dimension 0; the tensor has 12"):
         plan.apply_to_state_dict(Chain(12).state_dict())
-    with pytest.raises(fxprune.PlanMismatchError, match=r"none of the tensors that the plan names; it has .module\.conv1\.weight"):
+    with pytest.raises(
+        fxprune.PlanMismatchError, match=r"none of the tensors that the plan names; it has .module\.conv1\.weight"
+    ):
         plan.apply_to_state_dict({f"module.{name}": tensor for name, tensor in Chain().state_dict().items()})
     with pytest.raises(fxprune.PlanMismatchError, match="unequal numbers"):
         slices("w", (4, 2), {1: (0, 1, 2)}, {1: 4}, {})

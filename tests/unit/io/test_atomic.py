@@ -18,7 +18,7 @@ import fxprune
 from fxprune.io.atomic import replacing
 from tests.unit.api.nets import seeded
 
-KILLS = 50
+QUICK, THOROUGH = 8, 50
 
 
 class Wide(nn.Module):
@@ -26,7 +26,7 @@ class Wide(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.up, self.mid, self.down = nn.Linear(8, 1200), nn.Linear(1200, 1200), nn.Linear(1200, 8)
+        self.up, self.mid, self.down = nn.Linear(8, 700), nn.Linear(700, 700), nn.Linear(700, 8)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.down(self.mid(self.up(x).relu()).relu())
@@ -41,7 +41,8 @@ def saving(first: nn.Module, second: nn.Module, path: Path, ready: int) -> None:
         fxprune.save(first, path)
 
 
-def test_killed_while_saving(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kills", [QUICK, pytest.param(THOROUGH, marks=pytest.mark.slow)])
+def test_killed_while_saving(kills: int, tmp_path: Path) -> None:
     x = torch.randn(2, 8, dtype=torch.float64)
     first = fxprune.slim(seeded(Wide()), 0.3, x)
     second = fxprune.slim(seeded(Wide(), seed=1), 0.4, x)
@@ -54,7 +55,7 @@ def test_killed_while_saving(tmp_path: Path) -> None:
     old = path.read_bytes()
     chance, fork = random.Random(0), multiprocessing.get_context("fork")
     seen, parts = set(), 0
-    for _ in range(KILLS):
+    for _ in range(kills):
         reading, writing = os.pipe()
         process = fork.Process(target=saving, args=(first, second, path, writing))
         process.start()
@@ -72,8 +73,9 @@ def test_killed_while_saving(tmp_path: Path) -> None:
         for p in left:
             assert p.name.startswith(".model.safetensors.")
             p.unlink()
-    assert seen == {True, False}, "the kills came all at the same point"
-    assert parts > KILLS / 5, "the kills did not come while a file was written"
+    if kills == THOROUGH:
+        assert seen == {True, False}, "the kills came all at the same point"
+        assert parts > kills / 5, "the kills did not come while a file was written"
     assert torch.equal(fxprune.load(Wide().double(), path)(x), (second if content == new else first)(x))
 
 

@@ -61,6 +61,7 @@ def test_torch_export(net: tuple[Net, fx.GraphModule], tmp_path: Path) -> None:
     assert sum(p.numel() for p in program.parameters()) == sum(p.numel() for p in slim.parameters())
 
 
+@pytest.mark.slow
 def test_onnx(net: tuple[Net, fx.GraphModule], tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
     runtime = pytest.importorskip("onnxruntime")
@@ -82,7 +83,8 @@ def test_torch_jit_trace(net: tuple[Net, fx.GraphModule], tmp_path: Path) -> Non
         close(run(slim, chosen.batch(count)), run(again, chosen.batch(count)))
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_torch_compile(net: tuple[Net, fx.GraphModule], backend: str) -> None:
     chosen, slim = net
     torch._dynamo.reset()
@@ -144,6 +146,7 @@ def trained(rank: int, world: int, address: str, path: str) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_data_parallel(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(trained, (2, str(tmp_path / "meet"), str(tmp_path / "gradients.pt")), nprocs=2)
     chosen = NETS["resnet (shortcuts)"]

@@ -8,6 +8,7 @@ from fxprune.api import slim as slim
 from fxprune.api import verify as verify
 from fxprune.errors import BudgetError as BudgetError
 from fxprune.errors import CaptureError as CaptureError
+from fxprune.errors import FileFormatError as FileFormatError
 from fxprune.errors import FxpruneError as FxpruneError
 from fxprune.errors import InputError as InputError
 from fxprune.errors import KeepError as KeepError
@@ -18,6 +19,9 @@ from fxprune.errors import VerificationError as VerificationError
 from fxprune.errors import WeightError as WeightError
 from fxprune.graph.channels import ChannelGraph as ChannelGraph
 from fxprune.graph.channels import ChannelGroup as ChannelGroup
+from fxprune.io.diff import diff as diff
+from fxprune.io.model import load as load
+from fxprune.io.model import save as save
 from fxprune.plan import Plan as Plan
 from fxprune.report.summary import summary as summary
 
@@ -27,6 +31,7 @@ __all__ = [
     "CaptureError",
     "ChannelGraph",
     "ChannelGroup",
+    "FileFormatError",
     "FxpruneError",
     "InputError",
     "KeepError",
@@ -38,8 +43,11 @@ __all__ = [
     "WeightError",
     "analyze",
     "apply",
+    "diff",
+    "load",
     "plan",
     "plan_of",
+    "save",
     "slim",
     "summary",
     "verify",

@@ -19,7 +19,7 @@ from fxprune.failsafe import emit_verified
 from fxprune.graph.channels import ChannelGraph
 from fxprune.pipeline import emit_settled, study, verified
 from fxprune.plan import Plan
-from fxprune.record import attach, compose, entered_by, record_of
+from fxprune.record import attach, entered_by, extended, record_of
 from fxprune.score.scores import Score
 from fxprune.score.scores import score as score_groups
 from fxprune.solve.plans import to_plan
@@ -112,9 +112,8 @@ def apply(
             got=type(plan).__name__,
         )
     subject = study(model, example_inputs)
-    before = record_of(model)
     subject, final, module = emit_settled(subject, lambda _: plan, pin=False)
-    attach(module, final if before is None else compose(before, final), subject.entered)
+    attach(module, extended(model, subject.graph, subject.inputs, final, subject.entered))
     if verify:
         verified(subject, module, final)
     return module
@@ -131,7 +130,7 @@ def plan_of(slim: nn.Module) -> Plan:
         raise PlanMismatchError(
             f"this {type(slim).__name__} carries no plan: it was not made by fxprune.", got=type(slim).__name__
         )
-    return found
+    return found.plan
 
 
 @_undisturbed()
@@ -166,7 +165,6 @@ def slim(
     """
     del absorb  # in this version what a removed channel still emits is dropped, as the paper does
     subject = study(model, example_inputs, keep)
-    before = record_of(model)
 
     def decide(graph: ChannelGraph) -> Plan:
         return plan(graph, ratio, budget=budget, score=score, layout=layout, floor=floor, round_to=round_to)
@@ -178,7 +176,7 @@ def slim(
         subject, final, module = emit_settled(subject, decide, pin=True)
     if verify and large:
         final = replace(final, notes=(*final.notes, f"more than {VERIFIED_PARAMETERS:,} parameters: numbers were not compared"))
-    attach(module, final if before is None else compose(before, final), subject.entered)
+    attach(module, extended(model, subject.graph, subject.inputs, final, subject.entered))
     return module
 
 

@@ -53,6 +53,10 @@ class PlanMismatchError(FxpruneError, ValueError):
     """A plan that does not belong to the model it is applied to."""
 
 
+class FileFormatError(FxpruneError, ValueError):
+    """A file that cannot be read: truncated, damaged, changed after it was written, of an unknown format, or of another kind."""
+
+
 class RewriteError(FxpruneError):
     """The smaller graph could not be emitted as the plan demands."""
 

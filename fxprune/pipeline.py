@@ -42,6 +42,7 @@ FLOATING = ("FloatFunctional", "FXFloatFunctional")  # sums and concatenations t
 
 Function = Callable[..., Any]
 Decide = Callable[[ChannelGraph], Plan]
+Check = Callable[[Captured], None]
 
 
 @dataclass(frozen=True)
@@ -53,32 +54,40 @@ class Subject:
     inputs: Inputs
     keep: tuple[str, ...] = ()
     entered: frozenset[Function] = field(default_factory=frozenset)
+    weights: bool = True
 
 
-def study(model: nn.Module, example_inputs: Any, keep: Sequence[str] = (), entered: frozenset[Function] = frozenset()) -> Subject:
-    """Clauses 1 and 2."""
+def study(
+    model: nn.Module,
+    example_inputs: Any,
+    keep: Sequence[str] = (),
+    entered: frozenset[Function] = frozenset(),
+    *,
+    weights: bool = True,
+) -> Subject:
+    """Clauses 1 and 2. ``weights=False``: the weights are not looked at; their numbers come from elsewhere."""
     if not isinstance(model, nn.Module):
         raise InputError(f"model must be a torch.nn.Module, got {type(model).__name__}.", got=type(model).__name__)
     names: Any = keep
     if not isinstance(keep, str) and not (isinstance(names, Sequence) and all(isinstance(k, str) for k in keep)):
         raise KeepError(f"keep must be names (globs) of modules or parameters, got {keep!r}.", got=keep)
     patterns = (keep,) if isinstance(keep, str) else tuple(keep)
-    program, inputs = _program(model, example_inputs, entered)
+    program, inputs = _program(model, example_inputs, entered, check_weights if weights else _unchecked)
     captured = program.captured
     graph = build(program, captured.tensors, _gammas(captured))
-    return Subject(model, settle(_keep(graph, patterns), inputs), inputs, patterns, entered)
+    return Subject(model, settle(_keep(graph, patterns), inputs), inputs, patterns, entered, weights)
 
 
-def _program(model: nn.Module, example_inputs: Any, entered: frozenset[Function]) -> tuple[Interpreted, Inputs]:
+def _program(model: nn.Module, example_inputs: Any, entered: frozenset[Function], check: Check) -> tuple[Interpreted, Inputs]:
     if example_inputs is not None:
         inputs = given(example_inputs)
-        return _captured(model, inputs, entered), inputs
+        return _captured(model, inputs, entered, check), inputs
     found: list[Interpreted] = []
     symbolic: list[Captured | CaptureError] = []
 
     def works(candidate: Inputs) -> Exception | None:
         try:
-            found.append(_captured(model, candidate, entered, symbolic))
+            found.append(_captured(model, candidate, entered, check, symbolic))
         except InputError as error:
             return error
         return None
@@ -88,14 +97,18 @@ def _program(model: nn.Module, example_inputs: Any, entered: frozenset[Function]
 
 
 def _captured(
-    model: nn.Module, inputs: Inputs, entered: frozenset[Function], symbolic: list[Captured | CaptureError] | None = None
+    model: nn.Module,
+    inputs: Inputs,
+    entered: frozenset[Function],
+    check: Check,
+    symbolic: list[Captured | CaptureError] | None = None,
 ) -> Interpreted:
     """Clause 1. ``symbolic`` remembers the outcome of symbolic tracing, which does not depend on the inputs."""
     memory = [] if symbolic is None else symbolic
     if not memory and not entered:
         try:
             captured = trace(model, None, inputs)
-            check_weights(captured)
+            check(captured)
             memory.append(captured)
         except CaptureError as error:
             memory.append(error)
@@ -115,7 +128,7 @@ def _captured(
         if not isinstance(first, CaptureError):
             raise
         raise CaptureError(f"{first} Tracing with concrete shapes failed too: {error}", node=first.node, got=first.got) from error
-    check_weights(captured)
+    check(captured)
     return interpret(captured, inputs)
 
 
@@ -140,6 +153,10 @@ def _concrete(model: nn.Module, inputs: Inputs, entered: frozenset[Function]) ->
             return captured
         return general
     return captured
+
+
+def _unchecked(_captured: Captured) -> None:
+    """For models whose weights nobody reads."""
 
 
 def check_weights(captured: Captured) -> None:
@@ -285,8 +302,10 @@ def _probe(graph: ChannelGraph) -> Mask:
     return removed
 
 
-def emit_settled(subject: Subject, decide: Decide, *, pin: bool) -> tuple[Subject, Plan, fx.GraphModule]:
-    """Clause 3: the slim module of the plan that ``decide`` makes for a graph. ``pin=False``: the plan is given, so nothing may be pinned.
+def emit_settled(subject: Subject, decide: Decide, *, pin: bool, weights: bool = True) -> tuple[Subject, Plan, fx.GraphModule]:
+    """Clause 3: the slim module of the plan that ``decide`` makes for a graph.
+
+    ``pin=False``: the plan is given, so nothing may be pinned. ``weights=False``: the module's tensors stay on meta.
 
     Raises:
         RewriteError: what cannot be emitted, where pinning is not allowed or does not help.
@@ -296,7 +315,7 @@ def emit_settled(subject: Subject, decide: Decide, *, pin: bool) -> tuple[Subjec
         decided = decide(graph)
         removed = removed_channels(graph, decided)
         try:
-            emitted = emit(graph, removed, subject.inputs, decided.silent)
+            emitted = emit(graph, removed, subject.inputs, decided.silent, weights=weights)
         except OrderConflictError as conflict:
             if not pin:
                 raise
@@ -314,7 +333,7 @@ def _repaired(subject: Subject, error: RewriteError, *, pin: bool) -> Subject:
     if node is None:
         raise error
     if node.op == "call_function" and _hidden(node.target) and node.target not in subject.entered:
-        return study(subject.model, subject.inputs, subject.keep, subject.entered | {node.target})
+        return study(subject.model, subject.inputs, subject.keep, subject.entered | {node.target}, weights=subject.weights)
     values = [graph.nodes[n.name] for n in (node, *node.all_input_nodes)]
     ids = [f.ravel() for v in torch.utils._pytree.tree_leaves(values) if isinstance(v, Value) for f in v.factors]
     touched = np.unique(graph.closed.component[np.concatenate([np.zeros(0, np.int64), *ids])])

@@ -13,11 +13,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 from fxprune.errors import PlanMismatchError
+from fxprune.slices import Slices, slices
 
 FORMAT = 1
 LAYOUTS = ("coupled", "selection")
@@ -60,29 +63,58 @@ class Plan:
         size = self.sizes.get(name, {}).get(dim, 0)
         return tuple(i for i in range(size) if i not in alive)
 
+    def slices(self, name: str, shape: Sequence[int]) -> Slices:
+        """How this plan cuts the tensor of that name, which has that shape in the original.
+
+        Raises:
+            PlanMismatchError: the plan is for a tensor of another shape.
+        """
+        return slices(name, shape, self.kept.get(name, {}), self.sizes.get(name, {}), self.silent.get(name, {}))
+
+    def apply_to_state_dict(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A state dict of the original, or a part of one, as the slim model's: new tensors, without the original's storage.
+
+        What the plan does not name is copied as it is. A tensor that the state dict holds under two names is one: tied weights are
+        cut together and stay tied. The original's parameters that its program never uses come along; the slim model has them not.
+
+        Raises:
+            PlanMismatchError: tensors of other shapes, or none that the plan names.
+        """
+        if self.kept and not self.kept.keys() & state.keys():
+            near = ", ".join(map(repr, list(state)[:3])) or "nothing"
+            raise PlanMismatchError(f"the state dict holds none of the tensors that the plan names; it has {near}.", got=near)
+        own = {_storage(tensor): name for name, tensor in state.items() if name in self.kept}
+        made: dict[Any, Tensor] = {}
+        for name, tensor in state.items():
+            key = _storage(tensor)
+            if key not in made:
+                made[key] = self.slices(own.get(key, name), tensor.shape).whole(tensor.detach())
+        return {name: made[_storage(tensor)] for name, tensor in state.items()}
+
+    def to_data(self) -> dict[str, Any]:
+        """What ``to_json`` writes, as dicts, lists and plain values."""
+        return {
+            "format": FORMAT,
+            "asked": self.asked,
+            "achieved": self.achieved,
+            "score": self.score,
+            "layout": self.layout,
+            "notes": list(self.notes),
+            "axes": [
+                {"name": name, "dim": dim, "size": self.sizes[name][dim], "kept": list(rows)}
+                for name, dims in self.kept.items()
+                for dim, rows in dims.items()
+            ],
+            "silent": [
+                {"name": name, "dim": dim, "atoms": list(rows)}
+                for name, dims in self.silent.items()
+                for dim, rows in dims.items()
+            ],
+        }
+
     def to_json(self, indent: int | None = None) -> str:
         """A self-contained, diffable JSON text."""
-        return json.dumps(
-            {
-                "format": FORMAT,
-                "asked": self.asked,
-                "achieved": self.achieved,
-                "score": self.score,
-                "layout": self.layout,
-                "notes": list(self.notes),
-                "axes": [
-                    {"name": name, "dim": dim, "size": self.sizes[name][dim], "kept": list(rows)}
-                    for name, dims in self.kept.items()
-                    for dim, rows in dims.items()
-                ],
-                "silent": [
-                    {"name": name, "dim": dim, "atoms": list(rows)}
-                    for name, dims in self.silent.items()
-                    for dim, rows in dims.items()
-                ],
-            },
-            indent=indent,
-        )
+        return json.dumps(self.to_data(), indent=indent)
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
@@ -97,6 +129,15 @@ class Plan:
             raise PlanMismatchError(
                 f"this is not a plan: the JSON text cannot be read ({error}).", got=type(text).__name__
             ) from error
+        return cls.from_data(data)
+
+    @classmethod
+    def from_data(cls, data: Any) -> Plan:
+        """Read what ``to_data`` gave.
+
+        Raises:
+            PlanMismatchError: the data are no plan, or one of an unknown format.
+        """
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             found = data.get("format") if isinstance(data, dict) else type(data).__name__
             raise PlanMismatchError(
@@ -137,6 +178,12 @@ class Plan:
             raise PlanMismatchError(f"layout must be one of {LAYOUTS}, got {layout!r}.", expected=LAYOUTS, got=layout)
         notes = tuple(_typed(note, str) for note in _typed(data["notes"], list))
         return cls(kept, sizes, shares[0], shares[1], _typed(data["score"], str), layout, notes, silent)
+
+
+def _storage(tensor: Tensor) -> Any:
+    """What two names of one tensor have in common."""
+    place = id(tensor) if tensor.is_meta or not tensor.numel() else tensor.data_ptr()
+    return tensor.device, place, tuple(tensor.shape), tensor.stride()
 
 
 def _typed(value: Any, kind: Any) -> Any:

@@ -1,18 +1,22 @@
-"""What a slim module remembers: its plan in the original's coordinates, and how the original was captured.
+"""What a slim module remembers: the plans that made it, in the original's coordinates, and where it comes from.
 
-1. Both survive ``deepcopy`` (as ``meta``) and pickling (as attributes).
-2. Plans of successive rounds compose: the record is always in the coordinates of the first original.
+1. The record lies in the module's ``meta``: it survives ``deepcopy`` and pickling (rewrite/module.py).
+2. Plans of successive rounds compose: ``plan`` is in the coordinates of the first original. ``rounds`` are the plans as they were
+   applied, each in the coordinates of the model before it; the last one's model is the slim module.
+3. ``origin`` is that of the first original.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import fx, nn
 
+from fxprune.capture.inputs import Inputs
 from fxprune.graph.channels import ChannelGraph
+from fxprune.origin import Origin, origin
 from fxprune.plan import Plan
 from fxprune.provenance.factor import Mask
 from fxprune.rewrite.emit import Emitted
@@ -37,25 +41,43 @@ def sizes(graph: ChannelGraph) -> dict[str, dict[int, int]]:
     return found
 
 
-def attach(slim: fx.GraphModule, record: Plan, entered: frozenset[Function]) -> None:
-    """Keep the plan, and how the original was captured, on the slim module (both survive copies and pickles)."""
+@dataclass(frozen=True, slots=True)
+class Record:
+    """Clauses 2 and 3, and the functions that were entered when the model before the last round was captured."""
+
+    plan: Plan
+    rounds: tuple[Plan, ...]
+    origin: Origin
+    entered: frozenset[Function] = frozenset()
+
+    def __deepcopy__(self, _memo: object) -> Record:
+        return self  # immutable
+
+
+def extended(model: nn.Module, graph: ChannelGraph, inputs: Inputs, final: Plan, entered: frozenset[Function]) -> Record:
+    """The record of what ``final`` makes of ``model``."""
+    before = record_of(model)
+    if before is None:
+        return Record(final, (final,), origin(graph.program.captured, inputs, entered), entered)
+    return Record(compose(before.plan, final), (*before.rounds, final), before.origin, entered)
+
+
+def attach(slim: fx.GraphModule, record: Record) -> None:
+    """Keep the record on the slim module (clause 1)."""
     slim.meta[RECORD] = record
-    slim._fxprune_plan = record  # type: ignore[assignment]
-    slim._fxprune_entered = entered  # type: ignore[assignment]
-    slim.meta["fxprune_entered"] = entered
 
 
 def entered_by(slim: nn.Module) -> frozenset[Function]:
     """The functions that were entered when the original of a slim module was captured."""
-    found = getattr(slim, "meta", {}).get("fxprune_entered") or slim.__dict__.get("_fxprune_entered")
-    return found if isinstance(found, frozenset) else frozenset()
+    record = record_of(slim)
+    return frozenset() if record is None else record.entered
 
 
-def record_of(model: nn.Module) -> Plan | None:
+def record_of(model: nn.Module) -> Record | None:
     if not isinstance(model, fx.GraphModule):
         return None
-    found = model.meta.get(RECORD) or model.__dict__.get("_fxprune_plan")
-    return found if isinstance(found, Plan) else None
+    found = model.meta.get(RECORD)
+    return found if isinstance(found, Record) else None
 
 
 def compose(first: Plan, second: Plan) -> Plan:

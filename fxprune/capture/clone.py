@@ -115,3 +115,14 @@ def same(_name: str, value: Tensor) -> Tensor:
 def to_meta(_name: str, value: Tensor) -> Tensor:
     """The tensor map that keeps shapes and dtypes only. Gradients and subclasses are dropped."""
     return torch.empty(value.shape, dtype=value.dtype, device="meta")
+
+
+def hollow(_name: str, value: Tensor) -> Tensor:
+    """The tensor map that keeps shapes, dtypes and devices of floating-point tensors, but one number of memory (a zero) for each.
+
+    Tensors on the meta device come to the CPU; whole numbers stay what they are, for programs may read them.
+    """
+    if not (value.is_floating_point() or value.is_complex()):
+        return value
+    zero = torch.zeros((), dtype=value.dtype, device="cpu" if value.is_meta else value.device).expand(value.shape)
+    return nn.Parameter(zero, requires_grad=value.requires_grad) if isinstance(value, nn.Parameter) else zero

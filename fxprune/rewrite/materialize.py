@@ -16,6 +16,7 @@ from fxprune.graph.channels import ChannelGraph
 from fxprune.plan import Kept
 from fxprune.provenance.factor import Ids
 from fxprune.provenance.ledger import Axis
+from fxprune.rewrite.module import SlimModule
 from fxprune.rewrite.slicing import LARGEST_CHUNK, SMALLEST_CHUNK, Indices, like, silence, take
 
 
@@ -58,11 +59,15 @@ def assemble(graph: ChannelGraph, root: nn.Module, new: fx.Graph) -> fx.GraphMod
     captured = graph.program.captured
     for (_, target), (_, source) in zip(walk(root), captured.modules, strict=True):
         target.__dict__["training"] = source.training
-    slim = fx.GraphModule(root, new, captured.name)
+    slim = SlimModule(root, new, captured.name)
     _alias(slim, captured.root)
-    modes = {name: module.training for name, module in captured.modules}
+    originals = dict(captured.modules)
     for name, module in walk(slim):
-        module.__dict__["training"] = modes.get(name, slim.training)
+        own = originals.get(name)
+        module.__dict__["training"] = slim.training if own is None else own.training
+        if module._buffers:  # fx turns plain tensor attributes into buffers; the state dict shall not show them
+            shown = set() if own is None else own._buffers.keys() - own._non_persistent_buffers_set
+            module._non_persistent_buffers_set.update(module._buffers.keys() - shown)
     return slim
 
 

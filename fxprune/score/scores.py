@@ -65,13 +65,23 @@ def _gamma_counts(group: ChannelGroup) -> Tensor:
 
 def magnitude(group: ChannelGroup) -> Tensor:
     """Clause 2; shape (channels,)."""
-    members = [m for m in group.members if not m.reads and group.tensors[m.name].dim() > 1]
-    members = members or [m for m in group.members if group.tensors[m.name].dim() > 1] or list(group.members)
+    return relative(group, lambda member: atom_norms(group.tensors[member.name], member))
+
+
+def relative(group: ChannelGroup, norms: Callable[[Member], Tensor]) -> Tensor:
+    """Clause 2, from the L2 norms of each producer's atoms; shape (channels,)."""
+    members = producers(group)
     total = torch.zeros(len(group), dtype=torch.float64)
     for member in members:
-        norms = atom_norms(group.tensors[member.name], member)
-        total += group.per_channel(member, norms / norms.mean().clamp(min=1e-30))
+        found = norms(member)
+        total += group.per_channel(member, found / found.mean().clamp(min=1e-30))
     return total / len(members)
+
+
+def producers(group: ChannelGroup) -> list[Member]:
+    """What produces a group's channels: axes that are not read from, of weights; else of whatever there is."""
+    members = [m for m in group.members if not m.reads and group.tensors[m.name].dim() > 1]
+    return members or [m for m in group.members if group.tensors[m.name].dim() > 1] or list(group.members)
 
 
 def atom_norms(tensor: Tensor, member: Member) -> Tensor:

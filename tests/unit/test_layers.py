@@ -13,8 +13,8 @@ import fxprune
 ROOT = Path(fxprune.__file__).parent
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py"))
 # From the ground up; a room imports itself and what stands below it.
-STAGES = ("errors", "plan", "capture", "provenance", "graph", "score", "solve", "rewrite")
-GROUND = {"errors": set[str](), "plan": {"errors"}}
+STAGES = ("errors", "slices", "plan", "capture", "provenance", "graph", "score", "solve", "rewrite")
+GROUND = {"errors": set[str](), "slices": {"errors"}, "plan": {"errors", "slices"}}
 # Rooms beside the tower, and all they may import.
 BESIDE = {
     "verify": {"errors", "plan", "verify"},

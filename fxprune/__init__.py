@@ -9,6 +9,7 @@ from fxprune.api import verify as verify
 from fxprune.errors import BudgetError as BudgetError
 from fxprune.errors import CaptureError as CaptureError
 from fxprune.errors import FxpruneError as FxpruneError
+from fxprune.errors import FxpruneWarning as FxpruneWarning
 from fxprune.errors import InputError as InputError
 from fxprune.errors import KeepError as KeepError
 from fxprune.errors import NothingToPruneError as NothingToPruneError
@@ -28,6 +29,7 @@ __all__ = [
     "ChannelGraph",
     "ChannelGroup",
     "FxpruneError",
+    "FxpruneWarning",
     "InputError",
     "KeepError",
     "NothingToPruneError",

@@ -59,3 +59,7 @@ class RewriteError(FxpruneError):
 
 class VerificationError(FxpruneError):
     """The slim model does not compute what the masked original computes."""
+
+
+class FxpruneWarning(UserWarning):
+    """Something that works and is probably not what was wanted."""

@@ -1,0 +1,83 @@
+"""The recipe as processes: killed at any moment, and two instead of one."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from fxprune.train.recipe.checkpoint import STATE, State, load_state
+from tests.unit.train.processes import run, start
+
+pytest.importorskip("lightning_fabric")
+
+RECIPE = ["-m", "fxprune.train", "--accelerator", "cpu", "--quiet"]
+
+
+def ended(folder: Path) -> State:
+    state = load_state(folder)
+    assert state is not None
+    return state
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
+def test_kill_9_at_any_moment_changes_nothing(tmp_path: Path, seed: int) -> None:
+    chance = random.Random(seed)
+    options = ["--epochs", "3", "--tune-epochs", "2", "--passes", "2", "--ratio", "0.3", "--strength", "0.02", "--every", "3"]
+    options += ["--network", "tiny_vgg", "--distill", "0.3", "--seed", str(seed)]
+    run([*RECIPE, *options, "--out", str(tmp_path / "whole")])
+    folder = tmp_path / "broken"
+    kills = 0
+    while True:
+        process = start([*RECIPE, *options, "--out", str(folder)])
+        before = (folder / STATE).stat().st_mtime_ns if (folder / STATE).exists() else 0
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline:  # until it has got somewhere, then a little longer
+            if (folder / STATE).exists() and (folder / STATE).stat().st_mtime_ns != before:
+                break
+            time.sleep(0.01)
+        time.sleep(chance.random() * 1.5)
+        if kills < 12 and process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+            process.communicate()
+            continue
+        printed = process.communicate(timeout=240)[0]
+        assert process.returncode == 0, printed
+        break
+    assert kills >= 3
+    found, expected = ended(folder), ended(tmp_path / "whole")
+    assert found.plan == expected.plan
+    assert found.model.keys() == expected.model.keys()
+    assert all(torch.equal(tensor, expected.model[name]) for name, tensor in found.model.items())
+    for name in ("log.csv", "results.json"):
+        assert (folder / name).read_text() == (tmp_path / "whole" / name).read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["subgradient", "proximal"])
+def test_two_processes_compute_what_one_does(tmp_path: Path, method: str) -> None:
+    options = ["--epochs", "2", "--tune-epochs", "1", "--passes", "2", "--ratio", "0.3", "--strength", "0.02", "--method", method]
+    options += ["--network", "tiny_vgg", "--precision", "64-true", "--subset", "512"]
+    run([*RECIPE, *options, "--out", str(tmp_path / "one")])
+    run(
+        ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "--standalone"]
+        + [*RECIPE, *options, "--out", str(tmp_path / "two")]
+    )
+    one, two = ended(tmp_path / "one"), ended(tmp_path / "two")
+    assert json.loads(one.plan)["axes"] == json.loads(two.plan)["axes"]
+    worst = 0.0
+    for name, tensor in one.model.items():
+        if tensor.is_floating_point():
+            worst = max(worst, float((tensor - two.model[name]).abs().max() / tensor.abs().max().clamp(min=1e-12)))
+        else:
+            assert torch.equal(tensor, two.model[name])
+    print(f"two processes and one differ by {worst:.2g}")
+    assert worst < 1e-6
+    assert [row["test"] for row in one.stages] == [row["test"] for row in two.stages]

@@ -22,7 +22,7 @@ def test_digits_need_no_root() -> None:
 
 
 def test_unknown_names_and_missing_roots_are_refused() -> None:
-    with pytest.raises(ValueError, match="data must be one of digits, mnist, .* got 'imagenet'"):
+    with pytest.raises(ValueError, match=r"data must be one of digits, mnist, .* got 'imagenet'"):
         data.load("imagenet")
     with pytest.raises(ValueError, match="data 'cifar10' needs a root"):
         data.load("cifar10")
@@ -31,8 +31,8 @@ def test_unknown_names_and_missing_roots_are_refused() -> None:
 @pytest.mark.parametrize(("name", "classes"), [("cifar10", 10), ("cifar100", 100)])
 def test_cifar_as_torchvision_reads_it(name: str, classes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[name]
-    monkeypatch.setattr(kind, "_check_integrity", lambda self: True)
-    monkeypatch.setattr(kind, "_load_meta", lambda self: None)
+    monkeypatch.setattr(kind, "_check_integrity", lambda _: True)
+    monkeypatch.setattr(kind, "_load_meta", lambda _: None)
     folder = tmp_path / kind.base_folder
     folder.mkdir()
     label = "labels" if name == "cifar10" else "fine_labels"
@@ -52,7 +52,7 @@ def test_cifar_as_torchvision_reads_it(name: str, classes: int, tmp_path: Path, 
 def test_svhn_as_torchvision_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from scipy.io import savemat
 
-    monkeypatch.setattr(datasets.SVHN, "_check_integrity", lambda self: True)
+    monkeypatch.setattr(datasets.SVHN, "_check_integrity", lambda _: True)
     for part in ("train", "test"):
         pixels = np.zeros((32, 32, 3, 2), np.uint8)
         pixels[5, 6, :, 1] = 255

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import random
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ def csv_text(state: State) -> str:
     return repr(state.rows)
 
 
-class Killed(Exception):
+class KilledError(Exception):
     """Stands for the end of the process."""
 
 
@@ -57,13 +58,12 @@ def interrupted(settings: Settings, folder: Path, seed: int, every: int) -> tupl
 
     def on_step(_phase: int, _step: int) -> None:
         if chance.random() < 0.3:
-            raise Killed
+            raise KilledError
 
     while True:
-        try:
+        with suppress(KilledError):
             return done(settings, folder, every=every, on_step=on_step), breaks
-        except Killed:
-            breaks += 1
+        breaks += 1
 
 
 @pytest.mark.parametrize(("every", "method"), [(1, "subgradient"), (2, "proximal"), (0, "penalty")])
@@ -120,9 +120,9 @@ def test_gammas_start_where_they_are_told_and_stay_sparse_by_proximal_steps(tmp_
         state = load_state(tmp_path)
         assert state is not None
         begun.extend(float(g) for g in state.model["hidden.1.weight"])
-        raise Killed
+        raise KilledError
 
-    with pytest.raises(Killed):
+    with pytest.raises(KilledError):
         done(settings, tmp_path, on_step=on_step)
     assert begun == [0.5] * 16
     state = done(settings, tmp_path)

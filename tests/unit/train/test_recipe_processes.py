@@ -30,6 +30,7 @@ def modified(folder: Path) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("seed", [0, 1])
 def test_kill_9_at_any_moment_changes_nothing(tmp_path: Path, seed: int) -> None:
     chance = random.Random(seed)
@@ -63,6 +64,7 @@ def test_kill_9_at_any_moment_changes_nothing(tmp_path: Path, seed: int) -> None
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("method", ["subgradient", "proximal"])
 def test_two_processes_compute_what_one_does(tmp_path: Path, method: str) -> None:
     options = ["--epochs", "2", "--tune-epochs", "1", "--passes", "2", "--ratio", "0.3", "--strength", "0.02", "--method", method]

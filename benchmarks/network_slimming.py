@@ -6,13 +6,14 @@
    it, with parameters and MACs. Several passes give one line each, as in the paper's multi-pass table.
 3. Every run is in a folder below ``--out`` and goes on where it was interrupted.
 
-Published numbers stand in Liu et al. 2017 (arXiv:1708.06519), tables 1 to 4; accuracies on ``cifar10-jpeg`` compare with the control of the same files only.
+Published numbers stand in Liu et al. 2017 (arXiv:1708.06519); accuracies on ``cifar10-jpeg`` compare with the control of the same files only.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -117,6 +118,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         folder = options.out / options.case / f"seed{seed}"
         runs.append(rows_of(settings, folder / "slim", options))
         controls.append(rows_of(control(settings), folder / "control", options))
+    if os.environ.get("RANK", "0") != "0":  # the other processes of torchrun have nothing to add
+        return
     console = Console()
     console.print(machine.line(), highlight=False)
     console.print(table_of(runs, controls))

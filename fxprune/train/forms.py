@@ -5,7 +5,7 @@
 3. ``Classes``: sum over classes c of sqrt(n_c) ||x_c||, the group lasso (Yuan and Lin 2006) with n_c entries in class c.
    Where the entries of a class are equal, and where a class has one entry, this is L1. Subgradient sqrt(n_c) x / ||x_c||, 0 at
    x_c = 0. Proximal step: x_c max(1 - a sqrt(n_c) / ||x_c||, 0): a class goes to zero as a whole.
-4. Entries of class 0 are free: they count for nothing and are left alone.
+4. Entries of class 0 are outside: they count for nothing and are left alone.
 5. Proximal steps take one amount ``a`` per tensor. For clause 3 they are exact where the tensors of a class share it.
 """
 
@@ -71,15 +71,15 @@ class Classes:
     """Clauses 3 and 4.
 
     Attributes:
-        members: per tensor (one-dimensional) the class of every entry, int64 on the CPU; 0 is free.
-        count: number of classes, the free one included.
+        members: per tensor (one-dimensional) the class of every entry, int64 on the CPU; 0 is outside.
+        count: number of classes, the one outside included.
     """
 
     members: tuple[Tensor, ...]
     count: int
 
     def norms(self, tensors: Tensors) -> Tensor:
-        """``||x_c||`` per class, on the device of the first tensor; shape (count,); 0 for the free class."""
+        """``||x_c||`` per class, on the device of the first tensor; shape (count,); 0 for what is outside."""
         classes, entries = self._flat(tensors)
         squares = torch.zeros(self.count, dtype=entries.dtype, device=entries.device).index_add(0, classes, entries.square())
         present = squares > 0

@@ -1,9 +1,9 @@
 """Is a network ready to be slimmed? What its gammas say.
 
 1. |gamma| of every batch and instance norm, each parameter once. Nothing is changed.
-2. A *global cut* removes the smallest |gamma| of all, as the paper does. ``free`` is the largest cut that takes no more than ``TOLERANCE`` from the
+2. A *global cut* removes the smallest |gamma| of all, as the paper does. ``spare`` is the largest cut that takes no more than ``TOLERANCE`` from the
    sum of |gamma| of any norm. Sums are taken norm by norm, since norms settle at different scales: 0.03 is nothing in a classifier's last norm and
-   everything in the one before. What is below ``NEGLIGIBLE`` times the mean of all counts as zero, so a norm that died as a whole is free.
+   everything in the one before. What is below ``NEGLIGIBLE`` times the mean of all counts as zero, so a norm that died as a whole is to spare.
 3. A norm is *flattened* by a cut if less than ``FLAT`` of its channels would stay. (``slim`` has a floor per group; what it keeps there it must take
    elsewhere.)
 4. ``cut_into``: the share of the sum of |gamma| of a group of coupled channels that a plan removes, where it is largest. Beyond ``LARGE`` the cut
@@ -53,14 +53,14 @@ class Distribution:
         channels: how many.
         quartiles: minimum, first quartile, median, third quartile, maximum.
         below: share below each threshold, in [0, 1].
-        free: share that the free cut of clause 2 removes.
+        spare: share that the spare cut of clause 2 removes.
     """
 
     name: str
     channels: int
     quartiles: tuple[float, float, float, float, float]
     below: tuple[float, ...]
-    free: float
+    spare: float
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,14 +80,14 @@ class Readiness:
     values: tuple[Tensor, ...]
 
     @property
-    def free(self) -> float:
-        """The ratio that should be free, in [0, 1) (clause 2)."""
-        return self.overall.free
+    def spare(self) -> float:
+        """The ratio that should cost next to nothing, in [0, 1) (clause 2)."""
+        return self.overall.spare
 
     def flattened(self, ratio: float | None = None) -> tuple[str, ...]:
-        """Names of the norms of which a global cut leaves less than ``FLAT`` (clause 3); at ``free`` unless a ratio is given."""
+        """Names of the norms of which a global cut leaves less than ``FLAT`` (clause 3); at ``spare`` unless a ratio is given."""
         merged = torch.cat(self.values).sort().values
-        count = round((self.free if ratio is None else ratio) * len(merged))
+        count = round((self.spare if ratio is None else ratio) * len(merged))
         if count == 0:
             return ()
         threshold = merged[count - 1]
@@ -98,7 +98,7 @@ class Readiness:
         )
 
     def plot(self, path: str | Path | None = None) -> Figure:
-        """Sorted |gamma| of every norm and of all, on a logarithmic scale, with the free ratio; written to ``path`` if given.
+        """Sorted |gamma| of every norm and of all, on a logarithmic scale, with the spare ratio; written to ``path`` if given.
 
         Raises:
             ImportError: matplotlib is not installed.
@@ -111,9 +111,9 @@ class Readiness:
         return figure
 
     def __rich__(self) -> Table:
-        table = Table(title=f"|gamma|: {self.free:.0%} of the channels should be free to go", title_justify="left")
+        table = Table(title=f"|gamma|: {self.spare:.0%} of the channels are to spare", title_justify="left")
         table.add_column("norm", overflow="fold")
-        for name in ("channels", "min", "median", "max", *(f"< {t:g}" for t in self.thresholds), "free"):
+        for name in ("channels", "min", "median", "max", *(f"< {t:g}" for t in self.thresholds), "spare"):
             table.add_column(name, justify="right", no_wrap=True)
         for layer in self.layers:
             _row(table, layer)
@@ -134,7 +134,7 @@ class Readiness:
 
 def _row(table: Table, found: Distribution) -> None:
     low, _, median, _, high = found.quartiles
-    shares = (f"{share:.0%}" for share in (*found.below, found.free))
+    shares = (f"{share:.0%}" for share in (*found.below, found.spare))
     table.add_row(Text(found.name), str(found.channels), f"{low:.2g}", f"{median:.2g}", f"{high:.2g}", *shares)
 
 
@@ -152,11 +152,11 @@ def readiness(model: nn.Module, thresholds: Sequence[float] = THRESHOLDS) -> Rea
     found = {name: values for name, values in found.items() if len(values)}
     if not found:
         raise NothingToPruneError(
-            f"{type(model).__name__} has no batch or instance norm with a scale, so no gamma can say what is free."
+            f"{type(model).__name__} has no batch or instance norm with a scale, so no gamma can say what is to spare."
         )
     limits = tuple(thresholds)
     merged = torch.cat(list(found.values()))
-    highest = _free(list(found.values()))
+    highest = _spare(list(found.values()))
     layers = tuple(_distribution(name, values, limits, highest) for name, values in found.items())
     return Readiness(_distribution("all", merged.sort().values, limits, highest), layers, limits, tuple(found.values()))
 
@@ -166,8 +166,8 @@ def _counted(values: Tensor, mean: float) -> Tensor:
     return values.where(values > NEGLIGIBLE * mean, 0.0)
 
 
-def _free(norms: Sequence[Tensor]) -> float:
-    """The largest |gamma| that the free cut removes, -1 if nothing is free (clause 2); ties go or stay together."""
+def _spare(norms: Sequence[Tensor]) -> float:
+    """The largest |gamma| that the spare cut removes, -1 if nothing is to spare (clause 2); ties go or stay together."""
     mean = float(torch.cat(list(norms)).mean())
     if mean == 0:
         return 0.0
@@ -185,8 +185,8 @@ def _free(norms: Sequence[Tensor]) -> float:
 def _distribution(name: str, ordered: Tensor, thresholds: Sequence[float], highest: float) -> Distribution:
     marks = torch.quantile(ordered, torch.linspace(0, 1, 5, dtype=torch.float64)).tolist()
     below = tuple(float((ordered < t).double().mean()) for t in thresholds)
-    free = float((ordered <= highest).double().mean())
-    return Distribution(name, len(ordered), (marks[0], marks[1], marks[2], marks[3], marks[4]), below, free)
+    spare = float((ordered <= highest).double().mean())
+    return Distribution(name, len(ordered), (marks[0], marks[1], marks[2], marks[3], marks[4]), below, spare)
 
 
 def cut_into(groups: Sequence[ChannelGroup], removed: npt.NDArray[np.bool_]) -> tuple[float, str]:
@@ -218,7 +218,7 @@ def warn_if_large(groups: Sequence[ChannelGroup], score: str, removed: npt.NDArr
         warnings.warn(
             f"the ratio {ratio:g} cuts into large scale factors: {share:.0%} of the sum of |gamma| of the channels of {name!r} goes. "
             "Expect a loss that fine-tuning has to mend; or train with fxprune.train.GammaL1 first, or ask for less "
-            "(fxprune.train.readiness(model) shows how much is free).",
+            "(fxprune.train.readiness(model) shows how much is to spare).",
             FxpruneWarning,
             stacklevel=_outside(),
         )

@@ -30,7 +30,7 @@ def plot(found: Readiness) -> Figure:
         axes.plot(_shares(len(values)), values.clamp(min=SMALLEST).tolist(), color="0.7", linewidth=0.8, label=f"_{layer.name}")
     merged = torch.cat(found.values).sort().values
     axes.plot(_shares(len(merged)), merged.clamp(min=SMALLEST).tolist(), color="C0", linewidth=2.5, label="all norms")
-    axes.axvline(found.free, color="C3", linestyle="--", label=f"free: {found.free:.0%}")
+    axes.axvline(found.spare, color="C3", linestyle="--", label=f"to spare: {found.spare:.0%}")
     axes.set(yscale="log", xlim=(0, 1), xlabel="share of channels", ylabel="|gamma|")
     axes.legend()
     return figure

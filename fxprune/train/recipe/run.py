@@ -137,7 +137,7 @@ def _slimmed(run: Run, state: State) -> State:
     settings = run.settings
     model = restored(settings, state, run.images).eval()
     if gammas(model):
-        run.journal.say(f"{readiness(model).free:.0%} of the channels should be free to go; {settings.ratio:.0%} will go")
+        run.journal.say(f"{readiness(model).spare:.0%} of the channels are to spare; {settings.ratio:.0%} will go")
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always", FxpruneWarning)
         slim: nn.Module = fxprune.slim(

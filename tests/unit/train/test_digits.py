@@ -49,7 +49,7 @@ def accuracy(model: torch.nn.Module, test: Split) -> float:
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_60_percent_of_the_channels_go_for_less_than_a_point(seed: int) -> None:
     model, test = trained(seed, proximal=False)
-    assert train.readiness(model).free > 0.6
+    assert train.readiness(model).spare > 0.6
     with warnings.catch_warnings():
         warnings.simplefilter("error", FxpruneWarning)
         slim = fxprune.slim(model, 0.6, test.read(torch.arange(2)), absorb=True)

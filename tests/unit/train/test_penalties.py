@@ -55,7 +55,7 @@ def test_classes_by_hand() -> None:
     tensors = [torch.tensor([3.0, 9.0]), torch.tensor([4.0, 2.0])]
     assert form.value(tensors).item() == pytest.approx(math.sqrt(2) * 5 + 2)
     left = form.shrunk(tensors, [5 / math.sqrt(2) / 2, 2.0])
-    assert left[0].tolist() == pytest.approx([1.5, 9])  # the free entry stays; half of class 1 is left
+    assert left[0].tolist() == pytest.approx([1.5, 9])  # what is outside stays; half of class 1 is left
     assert left[1][1].item() == 0
     zero = [torch.zeros(2, requires_grad=True), torch.zeros(2, requires_grad=True)]
     form.value(zero).backward()

@@ -29,8 +29,8 @@ def test_norms_of_different_scale_are_told_apart() -> None:
     model = chain([0, 1e-9, 0.02, 0.02, 0.03, -0.03, 0.02, 0.02], [1.0, -1.0, 1e-6, 0, 0, 0, 1.0, 1.0, 1.0, 1.0])
     found = train.readiness(model)
     assert [layer.name for layer in found.layers] == ["bn1.weight", "bn2.weight"]
-    assert found.free == pytest.approx(6 / 18)  # by the sum of all, the six of 0.02 and 0.03 would look free as well
-    assert [layer.free for layer in found.layers] == pytest.approx([2 / 8, 4 / 10])
+    assert found.spare == pytest.approx(6 / 18)  # by the sum of all, the six of 0.02 and 0.03 would look spare as well
+    assert [layer.spare for layer in found.layers] == pytest.approx([2 / 8, 4 / 10])
     assert found.overall.below == pytest.approx((6 / 18, 6 / 18, 6 / 18, 12 / 18))
     assert found.layers[0].quartiles[0] == 0
     assert found.layers[0].quartiles[4] == pytest.approx(0.03)
@@ -39,14 +39,14 @@ def test_norms_of_different_scale_are_told_apart() -> None:
 
 def test_gammas_all_alike_free_nothing() -> None:
     found = train.readiness(chain([1.0] * 8, [1.0] * 10))
-    assert found.free == 0
+    assert found.spare == 0
     assert found.flattened() == ()
-    assert train.readiness(chain([0.0] * 8, [0.0] * 10)).free == 1
+    assert train.readiness(chain([0.0] * 8, [0.0] * 10)).spare == 1
 
 
 def test_a_norm_that_died_as_a_whole_is_free_and_flattened() -> None:
     found = train.readiness(chain([1e-8, 2e-8] * 4, [1.0] * 10))
-    assert found.free == pytest.approx(8 / 18)
+    assert found.spare == pytest.approx(8 / 18)
     assert found.flattened() == ("bn1.weight",)
     assert found.flattened(0.2) == ()
     assert found.flattened(0.99) == ("bn1.weight", "bn2.weight")
@@ -74,7 +74,7 @@ def test_the_plot_is_written(tmp_path: Path) -> None:
     figure = found.plot(tmp_path / "gammas.png")
     assert (tmp_path / "gammas.png").read_bytes().startswith(b"\x89PNG")
     axes = figure.axes[0]
-    assert len(axes.lines) == 4  # two norms, all, the free ratio
+    assert len(axes.lines) == 4  # two norms, all, the spare ratio
     assert axes.lines[2].get_ydata()[-1] == pytest.approx(float(torch.cat(found.values).max()))
 
 

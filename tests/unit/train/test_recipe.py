@@ -68,7 +68,9 @@ def interrupted(settings: Settings, folder: Path, seed: int, every: int) -> tupl
 
 @pytest.mark.parametrize(("every", "method"), [(1, "subgradient"), (2, "proximal"), (0, "penalty")])
 def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(tmp_path: Path, every: int, method: str) -> None:
-    settings = replace(SMALL, method=method, coupled=method == "proximal", passes=2 if every == 2 else 1, subset=140)
+    settings = replace(
+        SMALL, method=method, coupled=method == "proximal", passes=2 if every == 2 else 1, subset=200 if every else 140
+    )
     expected = done(settings, tmp_path / "whole", every=every)
     found, breaks = interrupted(settings, tmp_path / "broken", 1, every)
     assert breaks > 1

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from fxprune import train
+from tests.unit.api.nets import Chain, image, seeded
 from tests.unit.train.processes import run
 from tests.unit.train.test_penalties import trained_at_once
 
@@ -14,7 +16,7 @@ PROGRAM = """
 import sys, torch, torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from fxprune import train
-from tests.unit.train.test_penalties import image, loss, per_sample
+from tests.unit.train.test_penalties import Chain, image, loss, per_sample, seeded
 
 torch.set_num_threads(1)
 dist.init_process_group("gloo")
@@ -30,12 +32,16 @@ for step in range(3):
     sparsity.add_gradient()
     optimizer.step()
 torch.save(inner.state_dict(), sys.argv[1] + str(rank))
+net = seeded(Chain())
+count = train.recalibrate(net, [image(4, 3, 8, 8, seed=seed) for seed in range(rank, 6, 2)])
+assert count == 3
+torch.save(net.state_dict(), sys.argv[1] + f"norms{rank}")
 dist.destroy_process_group()
 """
 
 
 @pytest.mark.slow
-def test_under_ddp_the_subgradient_counts_once(tmp_path: Path) -> None:
+def test_under_ddp_the_subgradient_counts_once_and_recalibration_averages(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
     run([str(program), str(tmp_path / "out")], world=2)
@@ -44,3 +50,9 @@ def test_under_ddp_the_subgradient_counts_once(tmp_path: Path) -> None:
         found = torch.load(tmp_path / f"out{rank}", weights_only=True)
         for name, value in expected.items():
             torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-12)
+    net = seeded(Chain())
+    assert train.recalibrate(net, [image(4, 3, 8, 8, seed=seed) for seed in range(6)]) == 6
+    for rank in (0, 1):
+        found = torch.load(tmp_path / f"outnorms{rank}", weights_only=True)
+        for name in ("bn1.running_mean", "bn1.running_var", "bn2.running_mean", "bn2.running_var"):
+            torch.testing.assert_close(found[name], net.state_dict()[name], rtol=1e-9, atol=1e-12)

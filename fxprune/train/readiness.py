@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -226,7 +227,7 @@ def warn_if_large(groups: Sequence[ChannelGroup], score: str, removed: npt.NDArr
 
 def _outside() -> int:
     """The stack level, seen from the caller, of the first frame outside this package: the line of the user's that asked."""
-    package = str(Path(__file__).resolve().parents[1])
+    package = str(Path(__file__).resolve().parents[1]) + os.sep
     frame: Any = sys._getframe(1)
     level = 1
     while frame is not None and (

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.optim import Optimizer
 
 from fxprune.errors import FxpruneError, PlanMismatchError
@@ -28,7 +28,9 @@ Rows = dict[int, tuple[int, ...]]
 
 
 def _plan(module: nn.Module) -> Plan | None:
-    found = getattr(module, "meta", {}).get("fxprune") or module.__dict__.get("_fxprune_plan")
+    if not isinstance(module, fx.GraphModule):
+        return None
+    found = module.meta.get("fxprune") or module.__dict__.get("_fxprune_plan")
     return found if isinstance(found, Plan) else None
 
 

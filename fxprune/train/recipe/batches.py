@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -56,8 +57,10 @@ class Share:
 
     def epoch(self, seed: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Images and labels of the steps of an epoch from ``start`` on; ``seed`` names training and epoch."""
+        # Readers are functions made on the spot, which cannot be sent to a process but are there in a forked one.
+        context = "fork" if self.workers and "fork" in multiprocessing.get_all_start_methods() else None
         loader: DataLoader[tuple[Tensor, Tensor]] = DataLoader(
-            _Epoch(self, seed, start), batch_size=None, num_workers=self.workers
+            _Epoch(self, seed, start), batch_size=None, num_workers=self.workers, multiprocessing_context=context
         )
         return iter(loader)
 

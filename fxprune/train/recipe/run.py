@@ -75,10 +75,11 @@ def run(
     )
     shared = Run(fabric, settings, images, place, journal, every, workers, on_step)
     try:
-        if not state.model:
-            state = _begun(shared, state)
-        while state.phase < len(settings.phases):
-            state = _next(shared, state)
+        with torch.random.fork_rng(devices=[]):  # steps seed the generator; the caller's is left as it was
+            if not state.model:
+                state = _begun(shared, state)
+            while state.phase < len(settings.phases):
+                state = _next(shared, state)
     finally:
         journal.close()
     journal.say(table_of(state.stages))

@@ -25,7 +25,7 @@ install: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check $(TORCH)
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,bench,demo,export]'
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,bench,demo,export,train,plot]'
 	touch $@
 
 demo: $(STAMP)

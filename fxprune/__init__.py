@@ -10,6 +10,7 @@ from fxprune.errors import BudgetError as BudgetError
 from fxprune.errors import CaptureError as CaptureError
 from fxprune.errors import FileFormatError as FileFormatError
 from fxprune.errors import FxpruneError as FxpruneError
+from fxprune.errors import FxpruneWarning as FxpruneWarning
 from fxprune.errors import InputError as InputError
 from fxprune.errors import KeepError as KeepError
 from fxprune.errors import NothingToPruneError as NothingToPruneError
@@ -33,6 +34,7 @@ __all__ = [
     "ChannelGroup",
     "FileFormatError",
     "FxpruneError",
+    "FxpruneWarning",
     "InputError",
     "KeepError",
     "NothingToPruneError",

@@ -24,6 +24,7 @@ from fxprune.score.scores import Score
 from fxprune.score.scores import score as score_groups
 from fxprune.solve.plans import to_plan
 from fxprune.solve.ratio import solve_ratio
+from fxprune.train.readiness import warn_if_large
 from fxprune.verify import Evidence
 
 VERIFIED_PARAMETERS = 300_000_000  # two float64 copies of the weights: up to 5 GB
@@ -92,6 +93,7 @@ def plan(
         raise BudgetError("ratio is missing: the share of channels to remove, in [0, 1).", expected="[0, 1)", got=ratio)
     scored = score_groups(graph.groups, score)
     solution = solve_ratio(graph, scored, ratio, floor, round_to)
+    warn_if_large(graph.groups, scored.name, solution.removed, ratio)
     return to_plan(graph, solution, scored.name, layout)
 
 

@@ -67,3 +67,7 @@ class VerificationError(FxpruneError):
 
 class UnfaithfulCaptureError(VerificationError):
     """The captured program does not compute what the model computes: no choice of channels mends that."""
+
+
+class FxpruneWarning(UserWarning):
+    """Something that works and is probably not what was wanted."""

@@ -1,21 +1,28 @@
-"""L1 sparsity on the scale factors of normalization layers.
+"""Sparsity on the scale factors of normalization layers, and on weights where there are none.
 
 1. Network Slimming (Liu et al. 2017, eq. 1, arXiv:1708.06519) adds ``strength * sum |gamma|`` to the training loss, so that the
    gammas of channels that matter little go to zero.
-2. The paper optimizes this term by its subgradient ``strength * sign(gamma)``, 0 at gamma = 0: ``add_gradient``.
-3. ``penalty`` is the term itself, for those who build one loss; its gradient is that of clause 2. Use one or the other.
-4. A gamma is the affine weight of a batch or instance norm. One that several modules share counts once.
+2. The paper optimizes this term by its subgradient ``strength * sign(gamma)``, 0 at gamma = 0: ``add_gradient``. ``penalty`` and ``shrink``
+   are the other two ways (penalty.py, clause 1).
+3. A gamma is the affine weight of a batch or instance norm. One that several modules share counts once.
+4. ``GroupL1`` goes by coupled channels: a channel that passes several norms (a residual stream) goes only as a whole, so its gammas go to
+   zero together. Gammas of channels that cannot go are left alone. In a network without couplings it is ``GammaL1``.
+5. ``WeightL1`` and ``WeightL2`` are for networks without norms, and for comparison: parameters with two dimensions or more. L2 makes no zeros.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from fxprune.errors import NothingToPruneError
+from fxprune.graph.channels import ChannelGraph
+from fxprune.train.forms import L1, L2, Classes
+from fxprune.train.penalty import Penalty, Schedule
 
 
 def gammas(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -28,7 +35,26 @@ def gammas(model: nn.Module) -> dict[str, nn.Parameter]:
     return dict(found.values())
 
 
-class GammaL1:
+def _trained(model: nn.Module, init: float | None) -> dict[str, nn.Parameter]:
+    """The gammas that require a gradient, set to ``init`` if given.
+
+    Raises:
+        NothingToPruneError: there is none.
+    """
+    found = {name: gamma for name, gamma in gammas(model).items() if gamma.requires_grad}
+    if not found:
+        raise NothingToPruneError(
+            f"{type(model).__name__} has no batch or instance norm with a trained scale: there is no gamma to make sparse. "
+            "Train it without GammaL1 and prune it by magnitude."
+        )
+    if init is not None:
+        with torch.no_grad():
+            for gamma in found.values():
+                gamma.fill_(init)
+    return found
+
+
+class GammaL1(Penalty):
     """The sparsity term of Network Slimming for one model.
 
     Usage::
@@ -43,46 +69,82 @@ class GammaL1:
         strength: the factor lambda of the paper; 1e-4 and 1e-5 there, more for short trainings of small networks.
     """
 
-    def __init__(self, model: nn.Module, strength: float = 1e-4, init: float | None = None) -> None:
+    def __init__(self, model: nn.Module, strength: float | Schedule = 1e-4, init: float | None = None) -> None:
         """Collect the gammas of ``model`` that are trained.
 
         Args:
-            model: any module with batch or instance norms.
-            strength: not negative.
+            model: any module with batch or instance norms; wrapped for several devices or not.
+            strength: not negative; or a schedule.
             init: if given, every gamma is set to this value first; the paper uses 0.5.
 
         Raises:
             ValueError: ``strength`` is negative or not finite.
             NothingToPruneError: the model has no trained gamma.
         """
-        if not (math.isfinite(strength) and strength >= 0):
-            raise ValueError(f"strength must be finite and not negative, got {strength}.")
-        self.strength = strength
-        self._gammas = {name: gamma for name, gamma in gammas(model).items() if gamma.requires_grad}
-        if not self._gammas:
-            raise NothingToPruneError(
-                f"{type(model).__name__} has no batch or instance norm with a trained scale: there is no gamma to make sparse. "
-                "Train it without GammaL1 and prune it by magnitude."
-            )
+        found = _trained(model, None)
+        super().__init__(found, L1(), strength)
         if init is not None:
-            with torch.no_grad():
-                for gamma in self._gammas.values():
-                    gamma.fill_(init)
+            _trained(model, init)
 
-    def add_gradient(self) -> None:
-        """Add the subgradient of the term to the gradient of every gamma (clause 2). Call it after ``backward``."""
-        with torch.no_grad():
-            for gamma in self._gammas.values():
-                if gamma.grad is None:
-                    gamma.grad = torch.zeros_like(gamma)
-                gamma.grad.add_(gamma.sign(), alpha=self.strength)
 
-    def penalty(self) -> Tensor:
-        """``strength * sum |gamma|``, a scalar with gradient (clause 3), on the device of the first gamma."""
-        terms = [gamma.abs().sum() for gamma in self._gammas.values()]
-        return self.strength * torch.stack([term.to(terms[0]) for term in terms]).sum()
+class GroupL1(Penalty):
+    """The sparsity term over coupled channels (clause 4): their gammas go to zero together.
 
-    def share_below(self, threshold: float = 1e-3) -> float:
-        """Share of all gammas whose magnitude is below ``threshold``, in [0, 1]."""
-        values = torch.cat([gamma.detach().abs().flatten().cpu() for gamma in self._gammas.values()])
-        return float((values < threshold).double().mean())
+    Usage::
+
+        sparsity = GroupL1(model, fxprune.analyze(model, images), strength=1e-4)
+    """
+
+    def __init__(
+        self, model: nn.Module, graph: ChannelGraph, strength: float | Schedule = 1e-4, init: float | None = None
+    ) -> None:
+        """Collect the trained gammas of channels that can go.
+
+        Args:
+            model: the module that is trained.
+            graph: what ``fxprune.analyze`` returned for it.
+            strength: not negative; or a schedule.
+            init: if given, every gamma of the model is set to this value first.
+
+        Raises:
+            ValueError: ``strength`` is negative or not finite.
+            NothingToPruneError: no trained gamma belongs to a channel that can go.
+        """
+        trained = _trained(model, None)
+        numbers: dict[str, torch.Tensor] = {}
+        for group in graph.groups:
+            for member in group.members:
+                if member.name in trained and member.name in group.gammas:
+                    own = numbers.setdefault(member.name, torch.zeros(len(trained[member.name]), dtype=torch.int64))
+                    own[torch.from_numpy(member.atom)] = torch.from_numpy(group.channels[member.channel]) + 1
+        if not numbers:
+            raise NothingToPruneError(
+                f"no trained gamma of {type(model).__name__} belongs to a channel that can go: there is nothing to make sparse together. "
+                "Was the graph made from this model?"
+            )
+        flat, classes = np.unique(np.concatenate([[0], *(n.numpy() for n in numbers.values())]), return_inverse=True)
+        pieces = torch.from_numpy(classes[1:]).split([len(n) for n in numbers.values()])
+        super().__init__({name: trained[name] for name in numbers}, Classes(tuple(pieces), len(flat)), strength)
+        if init is not None:
+            _trained(model, init)
+
+
+def _weights(model: nn.Module) -> Mapping[str, nn.Parameter]:
+    found = {name: p for name, p in model.named_parameters() if p.requires_grad and p.dim() > 1}
+    if not found:
+        raise NothingToPruneError(f"{type(model).__name__} has no trained weight with two dimensions or more to penalize.")
+    return found
+
+
+class WeightL1(Penalty):
+    """``strength * sum |w|`` over the trained weights (clause 5)."""
+
+    def __init__(self, model: nn.Module, strength: float | Schedule = 1e-5) -> None:
+        super().__init__(_weights(model), L1(), strength)
+
+
+class WeightL2(Penalty):
+    """``strength / 2 * sum w^2`` over the trained weights (clause 5): the gradient of weight decay, without that on biases and norms."""
+
+    def __init__(self, model: nn.Module, strength: float | Schedule = 1e-4) -> None:
+        super().__init__(_weights(model), L2(), strength)

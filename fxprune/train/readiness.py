@@ -1,0 +1,238 @@
+"""Is a network ready to be slimmed? What its gammas say.
+
+1. |gamma| of every batch and instance norm, each parameter once. Nothing is changed.
+2. A *global cut* removes the smallest |gamma| of all, as the paper does. ``spare`` is the largest cut that takes no more than ``TOLERANCE`` from the
+   sum of |gamma| of any norm. Sums are taken norm by norm, since norms settle at different scales: 0.03 is nothing in a classifier's last norm and
+   everything in the one before. What is below ``NEGLIGIBLE`` times the mean of all counts as zero, so a norm that died as a whole is to spare.
+3. A norm is *flattened* by a cut if less than ``FLAT`` of its channels would stay. (``slim`` has a floor per group; what it keeps there it must take
+   elsewhere.)
+4. ``cut_into``: the share of the sum of |gamma| of a group of coupled channels that a plan removes, where it is largest. Beyond ``LARGE`` the cut
+   goes through channels that were in use, and ``slim`` warns. Gammas tell what a channel is worth only after training with a penalty on them.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor, nn
+
+from fxprune.errors import FxpruneWarning, NothingToPruneError
+from fxprune.graph.channels import ChannelGroup
+from fxprune.score.scores import gamma_sum
+from fxprune.train.gamma_l1 import gammas
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TOLERANCE = 0.01
+FLAT = 0.1
+LARGE = 0.02
+NEGLIGIBLE = 1e-3
+THRESHOLDS = (1e-4, 1e-3, 1e-2, 1e-1)
+WIDTH = 120
+
+
+@dataclass(frozen=True, slots=True)
+class Distribution:
+    """|gamma| of one layer, or of all.
+
+    Attributes:
+        name: of the parameter; "all" for the whole network.
+        channels: how many.
+        quartiles: minimum, first quartile, median, third quartile, maximum.
+        below: share below each threshold, in [0, 1].
+        spare: share that the spare cut of clause 2 removes.
+    """
+
+    name: str
+    channels: int
+    quartiles: tuple[float, float, float, float, float]
+    below: tuple[float, ...]
+    spare: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Readiness:
+    """What ``readiness`` found; ``print`` shows it as a table, and rich renders it.
+
+    Attributes:
+        overall: all gammas.
+        layers: the same per norm.
+        thresholds: what ``Distribution.below`` refers to.
+        values: |gamma| per norm, sorted, float64 on the CPU.
+    """
+
+    overall: Distribution
+    layers: tuple[Distribution, ...]
+    thresholds: tuple[float, ...]
+    values: tuple[Tensor, ...]
+
+    @property
+    def spare(self) -> float:
+        """The ratio that should cost next to nothing, in [0, 1) (clause 2)."""
+        return self.overall.spare
+
+    def flattened(self, ratio: float | None = None) -> tuple[str, ...]:
+        """Names of the norms of which a global cut leaves less than ``FLAT`` (clause 3); at ``spare`` unless a ratio is given."""
+        merged = torch.cat(self.values).sort().values
+        count = round((self.spare if ratio is None else ratio) * len(merged))
+        if count == 0:
+            return ()
+        threshold = merged[count - 1]
+        return tuple(
+            layer.name
+            for layer, own in zip(self.layers, self.values, strict=True)
+            if float((own > threshold).double().mean()) < FLAT
+        )
+
+    def plot(self, path: str | Path | None = None) -> Figure:
+        """Sorted |gamma| of every norm and of all, on a logarithmic scale, with the spare ratio; written to ``path`` if given.
+
+        Raises:
+            ImportError: matplotlib is not installed.
+        """
+        from fxprune.train.readiness_plot import plot
+
+        figure = plot(self)
+        if path is not None:
+            figure.savefig(path)
+        return figure
+
+    def __rich__(self) -> Table:
+        table = Table(title=f"|gamma|: {self.spare:.0%} of the channels are to spare", title_justify="left")
+        table.add_column("norm", overflow="fold")
+        for name in ("channels", "min", "median", "max", *(f"< {t:g}" for t in self.thresholds), "spare"):
+            table.add_column(name, justify="right", no_wrap=True)
+        for layer in self.layers:
+            _row(table, layer)
+        table.add_section()
+        _row(table, self.overall)
+        flat = self.flattened()
+        if flat:
+            more = f" and {len(flat) - 4} more" if len(flat) > 4 else ""
+            table.caption = f"a global cut there flattens {', '.join(flat[:4])}{more}"
+        return table
+
+    def __str__(self) -> str:
+        console = Console(width=WIDTH, color_system=None, force_terminal=False)
+        with console.capture() as captured:
+            console.print(self)
+        return "\n".join(line.rstrip() for line in captured.get().splitlines())
+
+
+def _row(table: Table, found: Distribution) -> None:
+    low, _, median, _, high = found.quartiles
+    shares = (f"{share:.0%}" for share in (*found.below, found.spare))
+    table.add_row(Text(found.name), str(found.channels), f"{low:.2g}", f"{median:.2g}", f"{high:.2g}", *shares)
+
+
+def readiness(model: nn.Module, thresholds: Sequence[float] = THRESHOLDS) -> Readiness:
+    """The distribution of |gamma| and what it says about slimming (clauses 1 to 3).
+
+    Args:
+        model: any module with batch or instance norms; only read.
+        thresholds: shares below these are told.
+
+    Raises:
+        NothingToPruneError: the model has no gamma.
+    """
+    found = {name: gamma.detach().abs().flatten().to("cpu", torch.float64).sort().values for name, gamma in gammas(model).items()}
+    found = {name: values for name, values in found.items() if len(values)}
+    if not found:
+        raise NothingToPruneError(
+            f"{type(model).__name__} has no batch or instance norm with a scale, so no gamma can say what is to spare."
+        )
+    limits = tuple(thresholds)
+    merged = torch.cat(list(found.values()))
+    highest = _spare(list(found.values()))
+    layers = tuple(_distribution(name, values, limits, highest) for name, values in found.items())
+    return Readiness(_distribution("all", merged.sort().values, limits, highest), layers, limits, tuple(found.values()))
+
+
+def _counted(values: Tensor, mean: float) -> Tensor:
+    """|gamma| with what is negligible beside the mean of all set to zero (clause 2)."""
+    return values.where(values > NEGLIGIBLE * mean, 0.0)
+
+
+def _spare(norms: Sequence[Tensor]) -> float:
+    """The largest |gamma| that the spare cut removes, -1 if nothing is to spare (clause 2); ties go or stay together."""
+    mean = float(torch.cat(list(norms)).mean())
+    if mean == 0:
+        return 0.0
+    highest, lowest_kept = -1.0, math.inf
+    for own in norms:
+        counted = _counted(own, mean)
+        stays = own[counted.cumsum(0) > TOLERANCE * counted.sum() * (1 + 1e-9)]
+        lowest_kept = min(lowest_kept, float(stays.min()) if len(stays) else math.inf)
+    for own in norms:
+        goes = own[own < lowest_kept]
+        highest = max(highest, float(goes.max()) if len(goes) else -1.0)
+    return highest
+
+
+def _distribution(name: str, ordered: Tensor, thresholds: Sequence[float], highest: float) -> Distribution:
+    marks = torch.quantile(ordered, torch.linspace(0, 1, 5, dtype=torch.float64)).tolist()
+    below = tuple(float((ordered < t).double().mean()) for t in thresholds)
+    spare = float((ordered <= highest).double().mean())
+    return Distribution(name, len(ordered), (marks[0], marks[1], marks[2], marks[3], marks[4]), below, spare)
+
+
+def cut_into(groups: Sequence[ChannelGroup], removed: npt.NDArray[np.bool_]) -> tuple[float, str]:
+    """The largest share of a group's sum of |gamma| that the removed channels hold, in [0, 1], and the group's name (clause 4).
+
+    Args:
+        groups: of the channel graph.
+        removed: per coupled channel; what ``ChannelGroup.channels`` counts.
+    """
+    with_gammas = [group for group in groups if group.gammas]
+    if not with_gammas:
+        return 0.0, ""
+    held = [gamma_sum(group) for group in with_gammas]
+    mean = float(torch.cat(held).mean())
+    shares = []
+    for group, values in zip(with_gammas, held, strict=True):
+        counted = _counted(values, mean)
+        gone = counted[torch.from_numpy(removed[group.channels])]
+        shares.append((float(gone.sum() / counted.sum().clamp(min=1e-300)), group.name))
+    return max(shares)
+
+
+def warn_if_large(groups: Sequence[ChannelGroup], score: str, removed: npt.NDArray[np.bool_], ratio: float) -> None:
+    """Warn where a cut by gamma removes more than ``LARGE`` of what a group holds (clause 4)."""
+    if not score.startswith("gamma"):
+        return
+    share, name = cut_into(groups, removed)
+    if share > LARGE:
+        warnings.warn(
+            f"the ratio {ratio:g} cuts into large scale factors: {share:.0%} of the sum of |gamma| of the channels of {name!r} goes. "
+            "Expect a loss that fine-tuning has to mend; or train with fxprune.train.GammaL1 first, or ask for less "
+            "(fxprune.train.readiness(model) shows how much is to spare).",
+            FxpruneWarning,
+            stacklevel=_outside(),
+        )
+
+
+def _outside() -> int:
+    """The stack level, seen from the caller, of the first frame outside this package: the line of the user's that asked."""
+    package = str(Path(__file__).resolve().parents[1]) + os.sep
+    frame: Any = sys._getframe(1)
+    level = 1
+    while frame is not None and (
+        frame.f_code.co_filename.startswith(package) or frame.f_code.co_filename.endswith("contextlib.py")
+    ):
+        frame = frame.f_back
+        level += 1
+    return level

@@ -1,0 +1,221 @@
+"""The recipe in one process: what it does, and that an interruption changes nothing."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import fxprune
+from fxprune import train
+from fxprune.errors import FxpruneError
+from fxprune.train.recipe import checkpoint
+from fxprune.train.recipe.checkpoint import STATE, State, load_state, save_state, write_whole
+
+pytest.importorskip("lightning_fabric")
+from fxprune.train.recipe import Settings, network_of, run
+
+SMALL = Settings(
+    network="mlp-16-12", subset=200, epochs=2, tune_epochs=1, passes=2, ratio=0.3, batch=64, strength=0.02, seed=3, distill=0.5
+)
+
+
+def done(settings: Settings, folder: Path, **options: Any) -> State:
+    return run(settings, folder, accelerator="cpu", quiet=True, **options)
+
+
+def same(one: State, two: State) -> bool:
+    """Bit for bit."""
+    return (
+        one.plan == two.plan
+        and one.model.keys() == two.model.keys()
+        and all(torch.equal(tensor, two.model[name]) for name, tensor in one.model.items())
+        and csv_text(one) == csv_text(two)
+        and one.stages == two.stages
+        and (one.phase, one.step) == (two.phase, two.step)
+    )
+
+
+def csv_text(state: State) -> str:
+    return repr(state.rows)
+
+
+class KilledError(Exception):
+    """Stands for the end of the process."""
+
+
+def interrupted(settings: Settings, folder: Path, seed: int, every: int) -> tuple[State, int]:
+    """A run that is broken off after random numbers of steps and taken up again, and how often it was."""
+    chance = random.Random(seed)
+    breaks = 0
+
+    def on_step(_phase: int, _step: int) -> None:
+        if chance.random() < 0.3:
+            raise KilledError
+
+    while True:
+        with suppress(KilledError):
+            return done(settings, folder, every=every, on_step=on_step), breaks
+        breaks += 1
+
+
+@pytest.mark.parametrize(("every", "method"), [(1, "subgradient"), (2, "proximal"), (0, "penalty")])
+def test_an_interrupted_run_ends_where_an_uninterrupted_one_does(tmp_path: Path, every: int, method: str) -> None:
+    settings = replace(
+        SMALL, method=method, coupled=method == "proximal", passes=2 if every == 2 else 1, subset=200 if every else 140
+    )
+    expected = done(settings, tmp_path / "whole", every=every)
+    found, breaks = interrupted(settings, tmp_path / "broken", 1, every)
+    assert breaks > 1
+    assert same(found, expected)
+    assert (tmp_path / "broken" / "log.csv").read_text() == (tmp_path / "whole" / "log.csv").read_text()
+    assert not same(done(replace(settings, seed=4), tmp_path / "other", every=every), expected)
+
+
+def test_a_run_leaves_a_state_a_log_and_results(tmp_path: Path) -> None:
+    state = done(SMALL, tmp_path, tensorboard=True)
+    with (tmp_path / "log.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["pass"], row["kind"], row["epoch"]) for row in rows] == [
+        ("0", "sparse", "0"),
+        ("0", "sparse", "1"),
+        ("0", "tune", "0"),
+        ("1", "sparse", "0"),
+        ("1", "sparse", "1"),
+        ("1", "tune", "0"),
+    ]
+    assert [float(row["rate"]) for row in rows[:2]] == pytest.approx([0.1, 0.01])
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert [(row["pass"], row["stage"]) for row in results["stages"]] == [
+        (number, stage) for number in (0, 1) for stage in ("trained", "slim", "tuned")
+    ]
+    parameters = [row["parameters"] for row in results["stages"]]
+    assert parameters[0] > parameters[1] == parameters[2] == parameters[3] > parameters[4] == parameters[5]
+    model = network_of(tmp_path)
+    assert sum(p.numel() for p in model.parameters()) == parameters[-1]
+    assert len(fxprune.plan_of(model).kept["hidden.0.weight"][0]) < 16
+    assert not model.training
+    assert list((tmp_path / "tensorboard").iterdir())
+    assert torch.load(tmp_path / STATE, weights_only=True)["phase"] == 4
+    assert same(done(SMALL, tmp_path), state)  # a finished run is done
+
+
+def test_other_settings_for_the_same_folder_are_refused(tmp_path: Path) -> None:
+    short = replace(SMALL, epochs=1, tune_epochs=0, passes=1, distill=0.0)
+    done(short, tmp_path)
+    with pytest.raises(FxpruneError, match=r"holds a run with other settings \(rate\)"):
+        done(replace(short, rate=0.2), tmp_path)
+
+
+def test_gammas_start_where_they_are_told_and_stay_sparse_by_proximal_steps(tmp_path: Path) -> None:
+    settings = replace(SMALL, epochs=4, tune_epochs=0, passes=1, method="proximal", strength=1.0, ratio=0.0, distill=0.0)
+    begun: list[float] = []
+
+    def on_step(_phase: int, _step: int) -> None:
+        state = load_state(tmp_path)
+        assert state is not None
+        begun.extend(float(g) for g in state.model["hidden.1.weight"])
+        raise KilledError
+
+    with pytest.raises(KilledError):
+        done(settings, tmp_path, on_step=on_step)
+    assert begun == [0.5] * 16
+    state = done(settings, tmp_path)
+    assert any((state.model[name] == 0).any() for name in ("hidden.1.weight", "hidden.4.weight"))
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "64-true"])
+def test_precisions(tmp_path: Path, precision: str) -> None:
+    state = done(replace(SMALL, precision=precision, epochs=1), tmp_path)
+    assert state.model["hidden.0.weight"].dtype == (torch.float64 if precision == "64-true" else torch.float32)
+    assert all(bool(torch.isfinite(t).all()) for t in state.model.values())
+
+
+def test_a_file_is_old_or_new_and_never_between(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "deep" / "file"
+    write_whole(path, b"old")
+
+    def fails(*_: Any) -> None:
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.os, "fsync", fails)
+        with pytest.raises(OSError, match="no space"):
+            write_whole(path, b"new and long")
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in path.parent.iterdir()] == ["file"]
+    write_whole(path, b"new")
+    assert path.read_bytes() == b"new"
+
+
+def test_what_is_no_state_is_refused(tmp_path: Path) -> None:
+    assert load_state(tmp_path) is None
+    save_state(tmp_path, State("{}", model={"a": torch.ones(2)}))
+    found = load_state(tmp_path)
+    assert found is not None
+    assert found.model["a"].tolist() == [1, 1]
+    data = (tmp_path / STATE).read_bytes()
+    (tmp_path / STATE).write_bytes(data[: len(data) // 2])
+    with pytest.raises(FxpruneError, match="is not the state of a run"):
+        load_state(tmp_path)
+    checkpoint.save(tmp_path / STATE, {"format": 99})
+    with pytest.raises(FxpruneError, match="written by another version of fxprune"):
+        load_state(tmp_path)
+
+
+def test_settings_are_checked_and_survive_json() -> None:
+    assert Settings.from_json(SMALL.to_json()) == SMALL
+    assert SMALL.differs(replace(SMALL, seed=9)) == ("seed",)
+    assert (Settings().the_strength, Settings(network="resnet20").the_strength) == (1e-4, 1e-5)
+    assert (Settings().the_floor, Settings(passes=3).the_floor, Settings(passes=3, floor=0.2).the_floor) == (0.1, 0.5, 0.2)
+    assert [(p.number, p.kind, p.epochs) for p in Settings(epochs=7).phases] == [(0, "sparse", 7), (0, "tune", 7)]
+    assert [Settings().rate_at(e, 160) for e in (0, 79, 80, 119, 120)] == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001])
+    for wrong in (
+        {"method": "magic"},
+        {"precision": "8"},
+        {"passes": 0},
+        {"ratio": 1.0},
+        {"distill": 2.0},
+        {"rate": float("nan")},
+    ):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            Settings(**wrong)  # type: ignore[arg-type]
+
+
+def test_the_command_line_offers_every_setting(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    from fxprune.train.__main__ import main, parser
+
+    options = parser().parse_args(["--out", "x", "--no-augment", "--weight-decay", "0.5", "--network", "resnet20"])
+    assert (options.augment, options.weight_decay, options.network) == (False, 0.5, "resnet20")
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    told = capsys.readouterr().out
+    assert "--tune-epochs" in told
+    assert "share of the channels that goes in each pass" in " ".join(told.split())
+    with pytest.raises(ValueError, match="network must be one of"):
+        main(["--out", str(tmp_path), "--network", "alexnet", "--accelerator", "cpu", "--quiet"])
+
+
+def test_without_fabric_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from fxprune.train.recipe import launch
+
+    monkeypatch.setattr(launch, "NAMES", ("no_such_fabric",))
+    with pytest.raises(ImportError, match=r"pip install 'fxprune\[train\]'"):
+        done(SMALL, tmp_path)
+
+
+def test_pretrained_weights_and_recalibration(tmp_path: Path) -> None:
+    settings = replace(SMALL, passes=1, epochs=1, distill=0.0, recalibrate=2)
+    state = done(settings, tmp_path)
+    assert state.phase == 2
+    norms = {name: t for name, t in state.model.items() if name.endswith("num_batches_tracked")}
+    steps = 200 // 64
+    assert all(int(t) == 2 + steps for t in norms.values())  # two batches of recalibration, then an epoch of fine-tuning
+    assert train.readiness(network_of(tmp_path)).overall.channels < 28

@@ -1,5 +1,6 @@
 """Deep Compression's first stage: single weights are pruned, and stored as what is left of them (Han et al. 2015, arXiv:1506.02626, 1510.00149)."""
 
+from fxprune.sparse.dropout import adjust_dropout as adjust_dropout
 from fxprune.sparse.errors import SparseFileError as SparseFileError
 from fxprune.sparse.file import load as load
 from fxprune.sparse.file import load_into as load_into

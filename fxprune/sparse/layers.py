@@ -1,7 +1,8 @@
 """The layers whose single weights are pruned.
 
-1. A *prunable layer* is a convolution (of any rank, transposed ones included) or a linear layer with a floating-point ``weight``; biases and
-   norms are never pruned (Han et al. 2015, arXiv:1506.02626). A weight that several layers share is one layer, named by the first.
+1. A *prunable layer* is a convolution (of any rank, transposed ones included) or a linear layer whose ``weight`` is one
+   parameter; biases and norms are never pruned (Han et al. 2015, arXiv:1506.02626). A weight that several layers share is one layer, named
+   by the first. A weight that is computed from several parameters (weight norm) is none.
 2. ``only`` takes the convolutions ("conv"), the linear layers ("linear") or both ("all"); ``names`` are globs over module names.
 3. ``frozen`` keeps the parameters of the taken modules as they are for the length of a ``with`` block: section 3.3 of the paper retrains the
    linear layers with the convolutions fixed, and the reverse.
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import UninitializedParameter
 
 from fxprune.errors import BudgetError, KeepError, NothingToPruneError, WeightError
 
@@ -24,8 +26,10 @@ KINDS = ("all", "conv", "linear")
 
 
 def kind(module: nn.Module) -> str:
-    """ "conv", "linear", or "" for what is not pruned (clause 1)."""
-    return "conv" if isinstance(module, _ConvNd) else "linear" if isinstance(module, nn.Linear) else ""
+    """Which of the two a module is: "conv" or "linear", or "" for what is not pruned (clause 1)."""
+    if not isinstance(module, (_ConvNd, nn.Linear)) or _holder(module) is None:
+        return ""
+    return "conv" if isinstance(module, _ConvNd) else "linear"
 
 
 def layers(model: nn.Module, only: str = "all", names: Sequence[str] = ()) -> dict[str, nn.Module]:
@@ -57,19 +61,24 @@ def layers(model: nn.Module, only: str = "all", names: Sequence[str] = ()) -> di
 
 
 def parameter(module: nn.Module) -> nn.Parameter:
-    """The parameter behind a layer's weight, masked or not."""
+    """The parameter behind a prunable layer's weight, masked or not."""
+    found = _holder(module)
+    assert found is not None, "not a prunable layer"
+    return found
+
+
+def _holder(module: nn.Module) -> nn.Parameter | None:
     parametrized: Any = module._modules.get("parametrizations")
     if parametrized is not None and "weight" in parametrized:
-        original: nn.Parameter = parametrized["weight"].original
+        original: nn.Parameter | None = getattr(parametrized["weight"], "original", None)
         return original
-    weight: nn.Parameter = module._parameters["weight"]  # type: ignore[assignment]
-    return weight
+    return module._parameters.get("weight")
 
 
 def _weight(name: str, module: nn.Module) -> Tensor:
-    if "weight" not in module._parameters and "parametrizations" not in module._modules:
-        raise WeightError(f"{name!r} has no weight of its own ({type(module).__name__}): it was lazy or replaced.", node=name)
     weight = parameter(module)
+    if isinstance(weight, UninitializedParameter):
+        raise WeightError(f"{name!r} is lazy: call the model once, so that it has weights.", node=name, got=type(module).__name__)
     if weight.device.type == "meta" or not weight.is_floating_point():
         got = "meta" if weight.device.type == "meta" else weight.dtype
         raise WeightError(

@@ -31,7 +31,8 @@ def draw(lines: Sequence[Line], *, title: str, across: str, up: str) -> str:
     ys = [y for line in lines for _, y in line.points]
     x0, x1 = math.log(min(xs)), math.log(max(xs)) + 1e-9
     step = _step(max(ys) - min(ys))
-    y0, y1 = step * math.floor(min(ys) / step), step * math.ceil(max(ys) / step + 1e-9)
+    y0 = step * math.floor(min(ys) / step)
+    y1 = max(y0 + step, step * math.ceil(max(ys) / step - 1e-9))
 
     def right(x: float) -> float:
         return LEFT + (math.log(x) - x0) / (x1 - x0) * (WIDTH - LEFT - RIGHT)

@@ -157,7 +157,8 @@ def scan(
         accuracy: called with a pruned copy in eval mode; returns a share in [0, 1].
         densities: in (0, 1).
         path: a JSON file to keep points in, and to go on from.
-        only, names: which layers (layers.py, clause 2).
+        only: which layers (layers.py, clause 2).
+        names: globs over their names.
 
     Raises:
         BudgetError: densities outside (0, 1).

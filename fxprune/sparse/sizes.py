@@ -1,8 +1,8 @@
 """What a pruned model takes on disk, form by form, beside what it takes without any.
 
 1. ``dense``: the bytes of all tensors, nothing else. Every other number is the size of a whole file, header and digest included.
-2. The forms are those of file.py, each with and without zstd (level 19). ``safetensors``: the plain state dict as a safetensors file. Rows whose package
-   is not installed are left out.
+2. The forms are those of file.py, each with and without zstd (level 19). ``safetensors``: the plain state dict as a safetensors file.
+   Rows whose package is not installed are left out.
 3. ``numbers`` counts what the paper counts, over the tensors that are stored sparse: 2a + n + 1 for CSR and CSC.
 """
 

@@ -20,6 +20,8 @@ from fxprune.sparse.modules import from_scipy as from_scipy
 from fxprune.sparse.modules import to_csr as to_csr
 from fxprune.sparse.modules import to_scipy as to_scipy
 from fxprune.sparse.penalty import Penalty as Penalty
+from fxprune.sparse.removal import Removed as Removed
+from fxprune.sparse.removal import remove_neurons as remove_neurons
 from fxprune.sparse.schedule import Gradual as Gradual
 from fxprune.sparse.schedule import cubic as cubic
 from fxprune.sparse.schedule import iterate as iterate

@@ -96,6 +96,7 @@ def write_atoms(tensor: Tensor, member: Member, atoms: Ids, values: Callable[[Te
 def cascade(model: nn.Module, graph: ChannelGraph, inputs: Inputs) -> Cut:
     """Clauses 1 to 4: zero and fold in ``model``, in place, until nothing more is cut off."""
     tensors = dict(model.named_parameters(remove_duplicate=False))
+    weights = {f"{name}.weight" if name else "weight" for name, module in model.named_modules() if kind(module)}
     known = [touch for touch in touches(graph) if touch.member.name in tensors]
     foreign = np.zeros(graph.closed.count, np.bool_)
     for touch in touches(graph):
@@ -114,14 +115,16 @@ def cascade(model: nn.Module, graph: ChannelGraph, inputs: Inputs) -> Cut:
             new &= ~loud
             cut.removable |= new
             cut.unheard += int((new & fed).sum())
+            # Only what a layer multiplies by: other tensors may be divided by, and what they hold does not feed the cascade.
             for touch in known:
-                if not touch.member.reads and (atoms := touch.of(new)).size:
+                if not touch.member.reads and touch.member.name in weights and (atoms := touch.of(new)).size:
                     write_atoms(tensors[touch.member.name], touch.member, atoms, torch.zeros_like)
             continue
         candidates = ~fed & heard & ~stuck & ~foreign & ~cut.removable
         if not candidates.any():
             return cut
         _fold(model, known, tensors, candidates, inputs, cut, stuck)
+        stuck |= candidates  # each is looked at once: it was folded, has a reason to stay, or is read by no weight at all
 
 
 def _state(known: Sequence[Touch], tensors: Mapping[str, Tensor], count: int) -> tuple[Mask, Mask]:
@@ -285,6 +288,8 @@ def _verdict(owners: Sequence[tuple[str, Any]], seen: Mapping[str, tuple[Tensor,
     if not owners or any(name not in seen for name, _ in owners):
         return "it is read by something else than a linear layer or a convolution", 0.0
     for name, module in owners:
+        if not type(module).__module__.startswith("torch.nn."):
+            return f"a reader is a {type(module).__name__}, which may not use its weight as it is", 0.0
         low, high = (float(bound[atom]) for bound in seen[name])
         if not high - low <= SAME * max(1.0, abs(low)):
             return "its value is not a constant where it is read", 0.0
@@ -311,5 +316,9 @@ def _absorb(module: Any, member: Member, atoms: Ids, values: Tensor) -> None:
             rows = weight[chosen // size, chosen % size].flatten(2).sum(-1) * values[chosen, None]  # atoms, rows of the block
             more = torch.zeros(member.blocks, rows.shape[1], dtype=torch.float64).index_add_(0, chosen // size, rows).flatten()
         else:
-            more = (weight[chosen].flatten(2).sum(-1) * values[chosen, None]).sum(0) if weight.dim() > 2 else values[chosen] @ weight[chosen]
+            more = (
+                (weight[chosen].flatten(2).sum(-1) * values[chosen, None]).sum(0)
+                if weight.dim() > 2
+                else values[chosen] @ weight[chosen]
+            )
         module.bias.copy_((module.bias.double() + more).to(module.bias.dtype))

@@ -1,6 +1,7 @@
 """Unstructured pruning that ends in a physically smaller network: what is cut off goes to the compiler.
 
-1. ``remove_neurons`` computes the cascade (neurons.py) on a copy, makes a plan of what nobody hears, and applies it (``fxprune.apply``, verified).
+1. ``remove_neurons`` computes the cascade (neurons.py) on a copy, makes a plan of what nobody hears, and hands it to the
+   stages that ``fxprune.slim`` is made of: emitted, with channels pinned where a node cannot be made smaller, and verified.
 2. Groups keep a channel at least, balances keep equally many in every block, floors hold: a channel that is cut off but has to stay for one
    of these stays, as it was.
 3. The result is compared with the model as it was, in float64, on the example and on random inputs: outputs agree to 1e-6 relative to the largest,
@@ -16,14 +17,14 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from fxprune.api import apply
 from fxprune.capture.inputs import Inputs
-from fxprune.errors import RewriteError, VerificationError
+from fxprune.errors import VerificationError
 from fxprune.graph.channels import ChannelGraph
-from fxprune.pipeline import study
+from fxprune.pipeline import emit_settled, study, verified
 from fxprune.plan import Plan
 from fxprune.provenance.factor import Mask
-from fxprune.solve.plans import to_plan
+from fxprune.record import attach, compose, record_of
+from fxprune.solve.plans import removed_channels, to_plan
 from fxprune.solve.ratio import Solution
 from fxprune.sparse.masks import permanent
 from fxprune.sparse.neurons import apart, cascade, double, outputs, randomised
@@ -71,28 +72,30 @@ def remove_neurons(model: nn.Module, example_inputs: Any = None) -> Removed:
     bare = permanent(model)
     cutting = permanent(model).eval()
     subject = study(cutting, example_inputs)
-    graph, inputs = subject.graph, subject.inputs
-    cut = cascade(cutting, graph, inputs)
-    removed, notes = settle(graph, cut.removable)
-    try:
-        plan, slim = _emit(cutting, graph, inputs, removed)
-    except RewriteError:
-        # Channels in blocks may arrive in an order that no weights can mend; what stands in no block never does.
-        blocked = _in_blocks(graph)
-        removed = removed & ~blocked
-        notes = (*notes, ("blocks", "its block cannot be thinned", int((cut.removable & blocked).sum())))
-        plan, slim = _emit(cutting, graph, inputs, removed)
+    inputs, program = subject.inputs, subject.graph.program
+    cut = cascade(cutting, subject.graph, inputs)
+    gone = cut.removable[subject.graph.closed.component]  # per atom: the compiler may close the couplings anew
+    notes: tuple[tuple[str, str, int], ...] = ()
+
+    def decide(graph: ChannelGraph) -> Plan:
+        nonlocal gone, notes, program
+        if graph.program is not program:  # captured again, a function entered: other atoms, the same zeros
+            program, gone = graph.program, cascade(cutting, graph, inputs).removable[graph.closed.component]
+        whole = np.ones(graph.closed.count, np.bool_)
+        whole[graph.closed.component[~gone]] = False
+        removed, notes = settle(graph, whole)
+        share = int(removed.sum()) / max(1, sum(len(group) for group in graph.groups))
+        return to_plan(graph, Solution(removed, share, share), "zeros")
+
+    subject, plan, slim = emit_settled(subject, decide, pin=True)
+    before = record_of(model)
+    attach(slim, plan if before is None else compose(before, plan), subject.entered)
+    verified(subject, slim, plan)
     error = _check(bare, slim, inputs)
     slim.train(model.training)
     left = tuple((where, why, count) for (where, why), count in cut.left.items())
-    return Removed(slim, plan, int(removed.sum()), cut.unheard, cut.unfed, cut.folded, (*left, *notes), error)
-
-
-def _emit(model: nn.Module, graph: ChannelGraph, inputs: Inputs, removed: Mask) -> tuple[Plan, fx.GraphModule]:
-    free = sum(len(group) for group in graph.groups)
-    share = int(removed.sum()) / max(1, free)
-    plan = to_plan(graph, Solution(removed, share, share), "zeros")
-    return plan, apply(model, plan, inputs)
+    channels = int(removed_channels(subject.graph, plan).sum())
+    return Removed(slim, plan, channels, cut.unheard, cut.unfed, cut.folded, (*left, *notes), error)
 
 
 def settle(graph: ChannelGraph, wanted: Mask) -> tuple[Mask, tuple[tuple[str, str, int], ...]]:
@@ -118,13 +121,6 @@ def settle(graph: ChannelGraph, wanted: Mask) -> tuple[Mask, tuple[tuple[str, st
         return removed, ()
     where = graph.axes_of(np.flatnonzero(stay).tolist())[0]
     return removed, ((where, "a group keeps one channel, and blocks keep equally many", int(stay.sum())),)
-
-
-def _in_blocks(graph: ChannelGraph) -> Mask:
-    found = np.zeros(graph.closed.count, np.bool_)
-    for balance in graph.closed.balances:
-        found[balance.blocks] = True
-    return found
 
 
 def _check(model: nn.Module, slim: nn.Module, inputs: Inputs) -> float:

@@ -267,8 +267,12 @@ JSON = st.recursive(
 def test_headers_that_lie_are_refused_or_harmless(data: st.DataObject) -> None:
     header, payload = opened(small(data.draw(st.sampled_from(FORMS))))
     item = data.draw(st.sampled_from(header["tensors"]))
-    key = data.draw(st.sampled_from(["name", "dtype", "shape", "form", "count", "index", "pointer", "bits", "", "bytes", "tensors"]))
-    likely = st.sampled_from(["float16", "csr", "csc", "relative", "dense", [6, 9], [54], [9, 6], [2**40, 2**20], [0, 2**61], 1, 2, 8, 3, 54, -1])
+    key = data.draw(
+        st.sampled_from(["name", "dtype", "shape", "form", "count", "index", "pointer", "bits", "", "bytes", "tensors"])
+    )
+    likely = st.sampled_from(
+        ["float16", "csr", "csc", "relative", "dense", [6, 9], [54], [9, 6], [2**40, 2**20], [0, 2**61], 1, 2, 8, 3, 54, -1]
+    )
     value = data.draw(likely | JSON)
     if key in ("bytes", "tensors"):
         header[key] = value

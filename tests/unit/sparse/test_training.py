@@ -15,7 +15,9 @@ from fxprune import BudgetError, FxpruneError, sparse
 
 def net() -> nn.Sequential:
     torch.manual_seed(1)
-    return nn.Sequential(nn.Linear(8, 10), nn.ReLU(), nn.Dropout(0.5), nn.Linear(10, 6), nn.ReLU(), nn.Dropout(0.4), nn.Linear(6, 3))
+    return nn.Sequential(
+        nn.Linear(8, 10), nn.ReLU(), nn.Dropout(0.5), nn.Linear(10, 6), nn.ReLU(), nn.Dropout(0.4), nn.Linear(6, 3)
+    )
 
 
 def test_the_cubic_schedule_at_points_worked_out_by_hand() -> None:

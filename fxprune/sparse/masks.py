@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -65,8 +66,9 @@ def set_masks(model: nn.Module, keep: Mapping[str, Tensor]) -> None:
         if name not in known:
             raise PlanMismatchError(f"there is no prunable layer {name!r} to mask; there are {', '.join(known)}.", node=name)
         shape = tuple(parameter(known[name]).shape)
-        if not isinstance(wanted, Tensor) or wanted.dtype != torch.bool or tuple(wanted.shape) != shape:
-            got = (tuple(wanted.shape), wanted.dtype) if isinstance(wanted, Tensor) else type(wanted).__name__
+        given: Any = wanted
+        if not isinstance(given, Tensor) or wanted.dtype != torch.bool or tuple(wanted.shape) != shape:
+            got = (tuple(given.shape), given.dtype) if isinstance(given, Tensor) else type(given).__name__
             raise PlanMismatchError(
                 f"the mask of {name!r} must be a bool tensor of shape {shape}, got {got}.", node=name, got=got
             )

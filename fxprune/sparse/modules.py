@@ -42,6 +42,11 @@ def csr_tensor(weight: Tensor) -> Tensor:
         )
 
 
+def _bias(dense: nn.Module) -> Tensor | None:
+    bias: Tensor | None = dense._parameters.get("bias")
+    return None if bias is None else bias.detach().clone()
+
+
 class SparseLinear(nn.Module):
     """``nn.Linear`` with a CSR weight (clause 1). Attributes: ``in_features``, ``out_features``."""
 
@@ -52,7 +57,7 @@ class SparseLinear(nn.Module):
         super().__init__()
         self.in_features, self.out_features = dense.in_features, dense.out_features
         self.register_buffer("weight", csr_tensor(dense.weight), persistent=False)
-        self.register_buffer("bias", None if dense.bias is None else dense.bias.detach().clone(), persistent=False)
+        self.register_buffer("bias", _bias(dense), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(..., in_features)`` to ``(..., out_features)``."""
@@ -82,7 +87,7 @@ class SparseConv2d(nn.Module):
             dense.dilation,
         )
         self.register_buffer("weight", csr_tensor(dense.weight), persistent=False)
-        self.register_buffer("bias", None if dense.bias is None else dense.bias.detach().clone(), persistent=False)
+        self.register_buffer("bias", _bias(dense), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(n, c, h, w)`` to ``(n, out_channels, h', w')``."""

@@ -29,7 +29,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 from fxprune.capture.inputs import Inputs
 from fxprune.graph.channels import ChannelGraph, Member
 from fxprune.provenance.factor import Ids, Mask
-from fxprune.sparse.layers import kind
+from fxprune.sparse.layers import kind, parameter
 
 SAME = 1e-12
 LOUD = 1e3
@@ -68,7 +68,8 @@ def touches(graph: ChannelGraph) -> list[Touch]:
 def by_atom(tensor: Tensor, member: Member) -> Tensor:
     """A view of a tensor with the atoms of an axis first (plan.py, clause 3): ``(atoms, ...)``, or ``(blocks, atoms, ...)``."""
     if member.blocks > 1:
-        return tensor.unflatten(0, (member.blocks, -1)).movedim(member.dim + 1, 1)
+        blocks: Tensor = tensor.unflatten(0, (member.blocks, -1))
+        return blocks.movedim(member.dim + 1, 1)
     return tensor.movedim(member.dim, 0)
 
 
@@ -266,7 +267,7 @@ def _arriving(model: nn.Module, readers: Mapping[str, nn.Module], inputs: Inputs
     for name, module in copied.named_modules():
         if name in readers:
             # Images may come without a batch: channels are then counted from the end.
-            dim = -1 if kind(module) == "linear" else -(module.weight.dim() - 1)  # type: ignore[operator, union-attr]
+            dim = -1 if kind(module) == "linear" else -(parameter(module).dim() - 1)
             module.register_forward_pre_hook(watch(name, dim))
     for call in (inputs, *randomised(inputs)):
         outputs(copied, call)

@@ -182,7 +182,7 @@ def scan(
                 _write(file, mark, done)
     result = {name: tuple((d, done[f"{name}@{d:g}"][0]) for d in sorted(densities, reverse=True)) for name in chosen}
     magnitudes = {name: tuple((d, *done[f"{name}@{d:g}"][1:]) for d in sorted(densities, reverse=True)) for name in chosen}
-    sizes = {name: module.weight.numel() for name, module in chosen.items()}  # type: ignore[operator, union-attr]
+    sizes = {name: module.weight.numel() for name, module in chosen.items()}  # type: ignore[operator]
     return Sensitivity(done["baseline"], result, sizes, mark, magnitudes)
 
 
@@ -192,7 +192,7 @@ def _measure(bare: nn.Module, name: str, density: float, accuracy: Callable[[nn.
     module = layers(pruned, names=(name,))[name]
     spread = deviation(module)
     keep = by_density(pruned, {name: density})
-    weight = module.weight.detach().abs()  # type: ignore[operator, union-attr]
+    weight = module.weight.detach().abs()  # type: ignore[operator]
     alive = weight[keep[name]]
     threshold = float(alive.min()) if len(alive) else float(weight.max())
     set_masks(pruned, keep)

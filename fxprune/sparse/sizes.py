@@ -38,9 +38,9 @@ def sizes(source: nn.Module | Mapping[str, Tensor], **bits: int) -> Sizes:
     found = {"dense": sum(tensor.numel() * tensor.element_size() for tensor in state.values())}
     packed = find_spec("zstandard") is not None
     for form in (*FORMS[1:], "auto"):
-        found[form] = len(encode(state, form=form, **bits))  # type: ignore[arg-type]
+        found[form] = len(encode(state, form=form, **bits))
         if packed:
-            found[f"{form} + zstd"] = len(encode(state, form=form, zstd=True, **bits))  # type: ignore[arg-type]
+            found[f"{form} + zstd"] = len(encode(state, form=form, zstd=True, **bits))
     if find_spec("safetensors") is not None:
         from safetensors.torch import save
 

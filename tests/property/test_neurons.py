@@ -24,7 +24,9 @@ def cut(model: nn.Module, seed: int) -> None:
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):
                 parameter[some(parameter.shape[0], 0.25)] = 0
-            elif name.endswith("weight") and parameter.dim() > 1:  # not the directions of a weight norm, which are divided by their length
+            elif (
+                name.endswith("weight") and parameter.dim() > 1
+            ):  # not the directions of a weight norm, which are divided by their length
                 parameter[some(parameter.shape[0], 0.4)] = 0
                 parameter[:, some(parameter.shape[1], 0.3)] = 0
 

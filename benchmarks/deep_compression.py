@@ -34,8 +34,6 @@ from fxprune.sparse import Gradual, Penalty, by_density, densities, density, per
 from fxprune.sparse.sensitivity import write_whole
 
 BATCH = 128
-SCANNED = 2000  # training images that sensitivity is measured on
-LOW = (0.6, 0.4, 0.3, 0.2, 0.15, 0.1, 0.05, 0.02, 0.01)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +48,23 @@ class Subject:
     density: float
     paper: dict[str, float]
     decay: float = 5e-4
+    scanned: int = 5000  # training images that sensitivity is measured on
+    at: tuple[float, ...] = (0.8, 0.6, 0.4, 0.3, 0.2, 0.15, 0.1, 0.05, 0.02, 0.01, 0.005)
 
 
 SUBJECTS = {
     "lenet300": Subject(zoo.lenet300, 0.1, 12, 15, 6, 0.08, {"hidden.0": 0.08, "hidden.2": 0.09, "classifier": 0.26}),
-    "lenet5": Subject(zoo.lenet5, 0.03, 4, 4, 2, 0.084, {"conv1": 0.66, "conv2": 0.12, "fc1": 0.08, "fc2": 0.19}),
+    "lenet5": Subject(
+        zoo.lenet5,
+        0.03,
+        4,
+        4,
+        2,
+        0.084,
+        {"conv1": 0.66, "conv2": 0.12, "fc1": 0.08, "fc2": 0.19},
+        scanned=2000,
+        at=(0.6, 0.4, 0.3, 0.2, 0.15, 0.1, 0.05, 0.02, 0.01),
+    ),
 }
 HOW = ("control", "one-shot", "iterative", "gradual", "paper")
 CUTS = (0.3, 0.15, 0.08, 0.04)  # densities at which L1 and L2 are compared
@@ -146,8 +156,8 @@ def start(work: Work, net: str, name: str) -> nn.Module:
 
 def sensitivity(work: Work, images: Images, net: str, seed: int) -> None:
     model = start(work, net, f"{net}-{seed}-baseline")
-    part = tuple(t[:SCANNED] for t in images.train)
-    found = scan(model, lambda m: accuracy(m, part), LOW, path=work.folder / f"{net}-{seed}-scan.json.part")
+    part = tuple(t[: SUBJECTS[net].scanned] for t in images.train)
+    found = scan(model, lambda m: accuracy(m, part), SUBJECTS[net].at, path=work.folder / f"{net}-{seed}-scan.json.part")
     facts = {"baseline": found.baseline, "curves": found.accuracy, "allocated": found.allocate(SUBJECTS[net].density)}
     facts["suggested"] = {k: [v.density, v.threshold, v.quality] for k, v in found.suggest(0.01).items()}
     found.plot(work.folder / f"sensitivity-{net}-{seed}.svg", f"{net}: accuracy against density, one layer at a time")

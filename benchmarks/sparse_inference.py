@@ -25,7 +25,7 @@ from torch import nn
 from fxprune import zoo
 from fxprune.sparse import by_density, permanent, set_masks, to_csr, to_scipy
 
-SHAPES = ((300, 784), (500, 800), (4096, 4096))
+SHAPES = ((300, 784), (500, 800), (2048, 2048))
 BATCHES = (1, 64)
 DENSITIES = (0.5, 0.2, 0.1, 0.05, 0.01)
 

@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fxprune.sparse.encode import bits_of, compress
-from fxprune.sparse.file import FORMS, encode, state_of, zstandard
+from fxprune.sparse.file import CONV_BITS, FORMS, LINEAR_BITS, encode, state_of, zstandard
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,15 +32,15 @@ class Sizes:
         return "\n".join(("| form | bytes | of dense | smaller by |", "|---|---|---|---|", *rows))
 
 
-def sizes(source: nn.Module | Mapping[str, Tensor], **bits: int) -> Sizes:
-    """Clauses 1 and 2; ``bits`` as in ``encode``: conv_bits, linear_bits."""
+def sizes(source: nn.Module | Mapping[str, Tensor], *, conv_bits: int = CONV_BITS, linear_bits: int = LINEAR_BITS) -> Sizes:
+    """Clauses 1 and 2; the bits are those of relative indices."""
     state = {name: tensor.contiguous() for name, tensor in state_of(source).items()}
     found = {"dense": sum(tensor.numel() * tensor.element_size() for tensor in state.values())}
     packed = find_spec("zstandard") is not None
     for form in (*FORMS[1:], "auto"):
-        found[form] = len(encode(state, form=form, **bits))
+        found[form] = len(encode(state, form=form, conv_bits=conv_bits, linear_bits=linear_bits))
         if packed:
-            found[f"{form} + zstd"] = len(encode(state, form=form, zstd=True, **bits))
+            found[f"{form} + zstd"] = len(encode(state, form=form, zstd=True, conv_bits=conv_bits, linear_bits=linear_bits))
     if find_spec("safetensors") is not None:
         from safetensors.torch import save
 

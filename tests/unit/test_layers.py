@@ -67,7 +67,8 @@ def test_rooms_beside_the_tower_import_little(path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", [p for p in FILES if room(p) not in ("demo", "__init__", "report", "cli", "api", "pipeline", "io", "sparse", "__main__")]
+    "path",
+    [p for p in FILES if room(p) not in ("demo", "__init__", "report", "cli", "api", "pipeline", "io", "sparse", "__main__")],
 )
 def test_nothing_below_imports_the_entry_points(path: str) -> None:
     assert not rooms(path) & {"api", "pipeline", "report", "demo", "cli", "__init__"}

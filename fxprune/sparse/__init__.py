@@ -1,0 +1,33 @@
+"""Deep Compression's first stage: single weights are pruned, and stored as what is left of them (Han et al. 2015, arXiv:1506.02626, 1510.00149)."""
+
+from fxprune.sparse.dropout import adjust_dropout as adjust_dropout
+from fxprune.sparse.errors import SparseFileError as SparseFileError
+from fxprune.sparse.file import load as load
+from fxprune.sparse.file import load_into as load_into
+from fxprune.sparse.file import save as save
+from fxprune.sparse.layers import frozen as frozen
+from fxprune.sparse.layers import layers as layers
+from fxprune.sparse.magnitude import by_density as by_density
+from fxprune.sparse.magnitude import by_quality as by_quality
+from fxprune.sparse.masks import counts as counts
+from fxprune.sparse.masks import densities as densities
+from fxprune.sparse.masks import density as density
+from fxprune.sparse.masks import mask_zeros as mask_zeros
+from fxprune.sparse.masks import masks as masks
+from fxprune.sparse.masks import permanent as permanent
+from fxprune.sparse.masks import set_masks as set_masks
+from fxprune.sparse.modules import from_scipy as from_scipy
+from fxprune.sparse.modules import to_csr as to_csr
+from fxprune.sparse.modules import to_scipy as to_scipy
+from fxprune.sparse.penalty import Penalty as Penalty
+from fxprune.sparse.removal import Removed as Removed
+from fxprune.sparse.removal import remove_neurons as remove_neurons
+from fxprune.sparse.schedule import Gradual as Gradual
+from fxprune.sparse.schedule import cubic as cubic
+from fxprune.sparse.schedule import iterate as iterate
+from fxprune.sparse.schedule import rounds as rounds
+from fxprune.sparse.sensitivity import Sensitivity as Sensitivity
+from fxprune.sparse.sensitivity import Suggestion as Suggestion
+from fxprune.sparse.sensitivity import scan as scan
+from fxprune.sparse.sizes import Sizes as Sizes
+from fxprune.sparse.sizes import sizes as sizes

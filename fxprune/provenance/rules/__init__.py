@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxprune.provenance.rules import contraction, creation, indexing, movement, normalization, pointwise, reduction, spatial
+from fxprune.provenance.rules import contraction, creation, indexing, movement, normalization, pointwise, reduction, spatial, vision
 from fxprune.provenance.tracker import Rule, Tracker, data_dependent
 
 TABLE: dict[str, Rule] = {
@@ -22,6 +22,7 @@ TABLE: dict[str, Rule] = {
     **spatial.RULES,
     **indexing.RULES,
     **creation.RULES,
+    **vision.RULES,
     **pointwise.RULES,
 }
 

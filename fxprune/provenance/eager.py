@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
 from fxprune.capture.clone import named_tensors, walk
@@ -30,7 +31,7 @@ from fxprune.provenance.factor import Ids, Value
 from fxprune.provenance.interpret import Interpreted, convolution_weights, enter, evaluation_clone
 from fxprune.provenance.ledger import Ledger, Recorder
 from fxprune.provenance.rules import find
-from fxprune.provenance.shadow import SHADOW, Enter, Shadowing
+from fxprune.provenance.shadow import Enter, Shadowing
 from fxprune.provenance.tracker import Tracker
 
 SMALL, LARGE = 1 << 16, 1 << 24
@@ -90,7 +91,8 @@ class Watching(TorchFunctionMode):
         operands = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         result = func(*args, **kwargs)
         if operands or isinstance(result, Tensor):
-            self._on_call(name, operands, [x for x in tree_leaves(result) if isinstance(x, Tensor)], shadowing)
+            with _disable_current_modes():
+                self._on_call(name, operands, [x for x in tree_leaves(result) if isinstance(x, Tensor)], shadowing)
         return result
 
     def name(self, func: Any) -> str:
@@ -196,10 +198,6 @@ def interpret_eager(captured: EagerCaptured, inputs: Inputs) -> EagerProgram:
 
 def _kept(real: Tensor) -> Tensor | None:
     """A copy of the numbers that later shapes may depend on (clause 4)."""
-    if real.numel() > (SMALL if real.is_floating_point() or real.is_complex() else LARGE) or hasattr(real, "_fxprune_empty"):
+    if real.numel() > (SMALL if real.is_floating_point() or real.is_complex() else LARGE):
         return None
-    with torch._C.DisableTorchFunction():
-        return real.detach().clone()
-
-
-__all__ = ["SHADOW", "Call", "EagerProgram", "interpret_eager", "private", "run_eager"]
+    return real.detach().clone()

@@ -22,13 +22,13 @@ import traceback
 import weakref
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._pytree import tree_map
 
 from fxprune.errors import PlanMismatchError, VerificationError
 from fxprune.plan import Plan
@@ -37,25 +37,19 @@ from fxprune.verify.compare import Comparison
 from fxprune.verify.masked import Masked, OneDtype, mask_state
 from fxprune.verify.program import copied_inputs, quiet
 from fxprune.verify.replica import replica
-from fxprune.verify.turns import Turns
+from fxprune.verify.turns import Step, Stepped, Turns
 from fxprune.verify.validate import Evidence, evidence_of, floating_dtype
 
-OnCall = Callable[[str, list[Tensor], list[Tensor]], None]
 
 
 class _OtherCallError(VerificationError):
     """The modules do not make the same calls."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Call:
-    name: str
-
-
 class Watched(TorchFunctionMode):
     """Tells ``on_call`` the name and results of every call that gives tensors (clause 2)."""
 
-    def __init__(self, root: nn.Module, on_call: OnCall) -> None:
+    def __init__(self, root: nn.Module, on_call: Step) -> None:
         super().__init__()
         self._on_call = on_call
         self._path: list[str] = []
@@ -78,22 +72,33 @@ class Watched(TorchFunctionMode):
             self._path.pop()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name, given = self._name(func), (args, kwargs or {})
+        try:
+            result = func(*given[0], **given[1])
+        except VerificationError as error:
+            raise located(error, name) from error.__cause__
+        found = tensors(result)
+        if not found:
+            return result
+
+        def again(operands: list[Tensor]) -> Any:
+            # What writes to its operands cannot be made twice; its result is floating or was decided before.
+            rest = iter(operands)
+            others = tree_map(lambda leaf: next(rest) if isinstance(leaf, Tensor) else leaf, given)
+            return None if any(x is y for x in found for y in tensors(given)) else func(*others[0], **others[1])
+
+        with _disable_current_modes():
+            instead = self._on_call(Stepped(name, tensors(given), found, again))
+        return result if instead is None else instead
+
+    def _name(self, func: Any) -> str:
         called = getattr(func, "__name__", type(func).__name__)
         called = getattr(func.__self__, "__name__", called) if called == "__get__" else called
         place = self._path[-1] if self._path else ""
         base = f"{place}.{called}" if place else str(called)
         count = self._count[base]
         self._count[base] += 1
-        name = f"{base}_{count}" if count else base
-        try:
-            result = func(*args, **(kwargs or {}))
-        except VerificationError as error:
-            raise located(error, name) from error.__cause__
-        found = tensors(result)
-        if found:
-            with _disable_current_modes():
-                self._on_call(name, tensors([args, kwargs or {}]), found)
-        return result
+        return f"{base}_{count}" if count else base
 
 
 class MaskedRun(Masked):
@@ -169,7 +174,7 @@ def _attempt(original: nn.Module, slim: nn.Module, plan: Plan, given: Any, dtype
     return comparison
 
 
-def _run(module: nn.Module, mode: OneDtype, given: Any, on_call: OnCall) -> list[Tensor]:
+def _run(module: nn.Module, mode: OneDtype, given: Any, on_call: Step) -> list[Tensor]:
     with torch.no_grad(), mode, Watched(module, on_call):
         return tensors_in(module(*given[0], **given[1]))
 
@@ -178,8 +183,8 @@ def _in_turns(copied: nn.Module, masked: MaskedRun, given: Any, turns: Turns, ot
     """Clause 3."""
     last = ["the beginning"]
 
-    def compare(name: str, operands: list[Tensor], values: list[Tensor]) -> None:
-        last[0] = name
+    def compare(step: Stepped) -> None:
+        name = last[0] = step.name
         found = turns.next()
         if found is None or found.name != name:
             said = f"makes the call {found.name!r}" if found else "returns"
@@ -187,8 +192,9 @@ def _in_turns(copied: nn.Module, masked: MaskedRun, given: Any, turns: Turns, ot
         if not comparison.noise and (masked.drawn or other.drawn):
             comparison.noise = name
         try:
-            comparison.settle(_Call(name), (operands, values), (found.operands, found.values))
-            comparison.inner(_Call(name), values, found.values)
+            expected, got = (step.operands, step.values), (found.operands, found.values)
+            turns.instead = comparison.decided(step, expected, got, found.again)
+            comparison.inner(step, step.values, found.values if turns.instead is None else tensors(turns.instead))
         except VerificationError as error:
             raise located(error, name) from None
 
@@ -213,7 +219,7 @@ def _in_turns(copied: nn.Module, masked: MaskedRun, given: Any, turns: Turns, ot
             got=len(results),
         )
     try:
-        comparison.output(_Call("output"), outputs, results)
+        comparison.output(Stepped("output", [], outputs, tuple), outputs, results)
     except VerificationError as error:
         raise located(error, "output") from None
 

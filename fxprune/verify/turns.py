@@ -1,6 +1,7 @@
 """Two programs that take turns: one runs here, the other in a thread of its own that only moves when it is asked to.
 
-1. The program is a function that is handed ``step``; every ``step(name, operands, values)`` is a turn's end. It waits there until ``next`` is called.
+1. The program is a function that is handed ``step``; every ``step(stepped)`` is a turn's end. It waits there until ``next`` is called, and
+   is then given ``instead`` (None: nothing in particular).
 2. ``next`` lets it run to its next step and returns what it stepped with, or None where it has returned; ``result`` is then what it gave.
 3. ``abandon`` ends it at the step where it waits.
 """
@@ -10,20 +11,24 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
+
 from torch import Tensor
 
 from fxprune.errors import VerificationError
 
-Step = Callable[[str, list[Tensor], list[Tensor]], None]
-
 
 @dataclass(frozen=True, slots=True)
 class Stepped:
-    """What a program stepped with: a call, its tensor arguments, and the tensors it gave."""
+    """What a program stepped with: a call, its tensor arguments, the tensors it gave, and the call with other tensors."""
 
     name: str
     operands: list[Tensor]
     values: list[Tensor]
+    again: Callable[[list[Tensor]], Any]
+
+
+Step = Callable[[Stepped], Any]
 
 
 class _AbandonedError(BaseException):
@@ -35,6 +40,7 @@ class Turns:
 
     def __init__(self, program: Callable[[Step], list[Tensor]]) -> None:
         self.result: list[Tensor] = []
+        self.instead: Any = None
         self._program = program
         self._stepped: Stepped | None = None
         self._error: BaseException | None = None
@@ -86,10 +92,12 @@ class Turns:
         self._done = True
         self._there.release()
 
-    def _step(self, name: str, operands: list[Tensor], values: list[Tensor]) -> None:
-        self._last = name
-        self._stepped = Stepped(name, operands, values)
+    def _step(self, stepped: Stepped) -> Any:
+        self._last = stepped.name
+        self._stepped = stepped
         self._there.release()
         self._go.acquire()
         if self._abandoned:
             raise _AbandonedError
+        instead, self.instead = self.instead, None
+        return instead

@@ -1,6 +1,7 @@
 """The stages composed, with their retries: what ``api.py`` offers, without arguments for people.
 
-1. Capture is tried in a fixed order: symbolic tracing, then proxies with concrete shapes. The plan's notes say which was used.
+1. Capture is tried in a fixed order: symbolic tracing, proxies with concrete shapes, ``torch.export``, the eager module as it runs. The
+   plan's notes say which of the last two was used, and what it costs.
 2. ``settle`` probes networks with balances whose order is shuffled; what arrives in an order that no weights can mend is made uniform.
 3. ``emit_settled`` emits a plan. A node that hides its literals in a function that tracing does not enter is entered and captured again; a
    node that cannot be made smaller at all has its channels pinned, with a note, and the plan is made anew.
@@ -20,20 +21,23 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from fxprune.capture.clone import same
 from fxprune.capture.concrete import ConcreteTracer
+from fxprune.capture.eager import EagerCaptured, as_it_is
 from fxprune.capture.inputs import Inputs, given, infer
 from fxprune.capture.tracer import Captured, ChannelTracer, trace
 from fxprune.errors import CaptureError, InputError, KeepError, RewriteError, VerificationError, WeightError
 from fxprune.graph.channels import ChannelGraph, build
-from fxprune.plan import Plan
+from fxprune.plan import Kept, Plan
+from fxprune.provenance.eager import EagerProgram, private
 from fxprune.provenance.factor import Ids, Mask, Value
+from fxprune.provenance.fallback import interpret_otherwise
 from fxprune.provenance.interpret import Interpreted, evaluation_clone, interpret
 from fxprune.record import ordered, sizes
 from fxprune.rewrite.arrival import OrderConflictError
+from fxprune.rewrite.eager import UnmetError, emit_eager
 from fxprune.rewrite.emit import Emitted, emit
 from fxprune.solve.plans import removed_channels
-from fxprune.verify import Evidence, verify_slim
+from fxprune.verify import Evidence, verify_eager, verify_slim
 
 ROUNDS = 64
 SAME_PROGRAM = 1e-4
@@ -101,20 +105,33 @@ def _captured(
     if isinstance(first, Captured):
         try:
             return interpret(first, inputs)
-        except InputError:
-            raise
         except CaptureError as error:
-            first = _located(error, model)
+            if isinstance(error, InputError) and not accepts(model, inputs):
+                raise
+            first = error if isinstance(error, InputError) else _located(error, model)
     if isinstance(model, (torch.jit.ScriptModule, fx.GraphModule)) and isinstance(first, CaptureError):
         raise first
     try:
         captured = trace(model, lambda root: ConcreteTracer(root, inputs, entered), inputs)
+        check_weights(captured)
+        return interpret(captured, inputs)
     except CaptureError as error:
-        if not isinstance(first, CaptureError):
+        if isinstance(error, InputError) and not accepts(model, inputs):
             raise
-        raise CaptureError(f"{first} Tracing with concrete shapes failed too: {error}", node=first.node, got=first.got) from error
-    check_weights(captured)
-    return interpret(captured, inputs)
+        said = f"{first} " if isinstance(first, CaptureError) else ""
+        failed = CaptureError(f"{said}Tracing with concrete shapes failed: {error}", node=error.node, got=error.got)
+        return interpret_otherwise(model, inputs, failed, check_weights)
+
+
+def accepts(model: nn.Module, inputs: Inputs) -> bool:
+    """True if the model itself runs on these inputs."""
+    call = inputs.map(torch.clone)
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            evaluation_clone(model, private)(*call.args, **call.kwargs)
+    except Exception:  # noqa: BLE001 - only whether is asked
+        return False
+    return True
 
 
 def check_weights(captured: Captured) -> None:
@@ -227,7 +244,7 @@ def settle(graph: ChannelGraph, inputs: Inputs) -> ChannelGraph:
         if not graph.closed.cells or not graph.program.recorder.interleaved:
             return graph
         try:
-            emit(graph, _probe(graph), inputs, weights=False)
+            _emit(graph, _probe(graph), inputs, weights=False)
         except OrderConflictError as conflict:
             graph = _yield_to(graph, conflict.components, conflict.node)
         except RewriteError:
@@ -257,7 +274,13 @@ def _probe(graph: ChannelGraph) -> Mask:
     return removed
 
 
-def emit_settled(subject: Subject, decide: Decide, *, pin: bool) -> tuple[Subject, Plan, fx.GraphModule]:
+def _emit(graph: ChannelGraph, removed: Mask, inputs: Inputs, silent: Kept | None = None, *, weights: bool = True) -> Emitted:
+    """The slim program: a graph, or an eager module."""
+    emitting = emit_eager if isinstance(graph.program, EagerProgram) else emit
+    return emitting(graph, removed, inputs, silent, weights=weights)
+
+
+def emit_settled(subject: Subject, decide: Decide, *, pin: bool) -> tuple[Subject, Plan, nn.Module]:
     """Clause 3: the slim module of the plan that ``decide`` makes for a graph. ``pin=False``: the plan is given, so nothing may be pinned.
 
     Raises:
@@ -268,7 +291,11 @@ def emit_settled(subject: Subject, decide: Decide, *, pin: bool) -> tuple[Subjec
         decided = decide(graph)
         removed = removed_channels(graph, decided)
         try:
-            emitted = emit(graph, removed, subject.inputs, decided.silent)
+            emitted = _emit(graph, removed, subject.inputs, decided.silent)
+        except UnmetError as unmet:
+            if not pin:
+                raise
+            subject = _pinned(subject, unmet.components, unmet.node, str(unmet))
         except OrderConflictError as conflict:
             if not pin:
                 raise
@@ -293,10 +320,14 @@ def _repaired(subject: Subject, error: RewriteError, *, pin: bool) -> Subject:
     touched = touched[~graph.pinned[touched]]
     if not pin or not len(touched):
         raise error
-    reason = f"node {node.name!r} cannot be made smaller"
-    barred = graph.bar(touched, node.name, reason)
-    note = f"{len(touched)} channels stay because {reason} ({str(error).splitlines()[0]})"
-    return replace(subject, graph=replace(barred, notes=(*graph.notes, note)))
+    return _pinned(subject, touched, node.name, str(error))
+
+
+def _pinned(subject: Subject, components: Ids, node: str, why: str) -> Subject:
+    graph = subject.graph
+    reason = f"node {node!r} cannot be made smaller"
+    note = f"{len(components)} channels stay because {reason} ({why.splitlines()[0]})"
+    return replace(subject, graph=replace(graph.bar(components, node, reason), notes=(*graph.notes, note)))
 
 
 def _hidden(target: Any) -> bool:
@@ -317,7 +348,7 @@ def _final(graph: ChannelGraph, removed: Mask, decided: Plan, emitted: Emitted) 
     return replace(decided, kept=ordered(graph, removed, emitted), sizes=sizes(graph))
 
 
-def verified(subject: Subject, slim: fx.GraphModule, decided: Plan) -> Evidence:
+def verified(subject: Subject, slim: nn.Module, decided: Plan) -> Evidence:
     """Clause 4.
 
     Raises:
@@ -327,20 +358,40 @@ def verified(subject: Subject, slim: fx.GraphModule, decided: Plan) -> Evidence:
     for name, tensor in captured.tensors.items():
         if name in subject.graph.program.roots and tensor.is_floating_point():
             _check_finite(name, tensor)
+    if isinstance(captured, EagerCaptured):
+        return verified_eager(subject.model, slim, decided, inputs)
     program = captured.module()
     if not isinstance(subject.model, fx.GraphModule):
         _same_program(subject.model, program, inputs)
+    assert isinstance(slim, fx.GraphModule)
     return verify_slim(program, slim, decided, inputs.args, dict(inputs.kwargs))
 
 
-def _same_program(model: nn.Module, program: fx.GraphModule, inputs: Inputs) -> None:
+def verified_eager(model: nn.Module, slim: nn.Module, decided: Plan, example_inputs: Any) -> Evidence:
+    """Clause 4, for a slim module of the model's own class; inferred inputs are those on which the model runs.
+
+    Raises:
+        InputError: the model fails on these inputs, or none can be inferred.
+        VerificationError: at the first call that differs.
+    """
+
+    def works(candidate: Inputs) -> Exception | None:
+        return None if accepts(model, candidate) else InputError("the model fails on it")
+
+    inputs = infer(model, works) if example_inputs is None else given(example_inputs)
+    captured = as_it_is(model)
+    _same_program(model, captured.root, inputs)
+    return verify_eager(captured.root, slim, decided, inputs.args, dict(inputs.kwargs))
+
+
+def _same_program(model: nn.Module, program: nn.Module, inputs: Inputs) -> None:
     results = []
     for module in (model, program):
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             call = inputs.map(torch.clone)
             try:
-                results.append(evaluation_clone(module, same)(*call.args, **call.kwargs))
+                results.append(evaluation_clone(module, private)(*call.args, **call.kwargs))
             except Exception as error:
                 line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
                 raise InputError(f"the model itself fails on these example inputs: {line}", node="output", got=line) from error

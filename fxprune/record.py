@@ -1,6 +1,6 @@
 """What a slim module remembers: its plan in the original's coordinates, and how the original was captured.
 
-1. Both survive ``deepcopy`` (as ``meta``) and pickling (as attributes).
+1. Both survive ``deepcopy`` and pickling: as attributes, and as ``meta`` of a ``GraphModule``, whose copies keep nothing else.
 2. Plans of successive rounds compose: the record is always in the coordinates of the first original.
 """
 
@@ -37,24 +37,23 @@ def sizes(graph: ChannelGraph) -> dict[str, dict[int, int]]:
     return found
 
 
-def attach(slim: fx.GraphModule, record: Plan, entered: frozenset[Function]) -> None:
+def attach(slim: nn.Module, record: Plan, entered: frozenset[Function]) -> None:
     """Keep the plan, and how the original was captured, on the slim module (both survive copies and pickles)."""
-    slim.meta[RECORD] = record
-    slim._fxprune_plan = record  # type: ignore[assignment]
-    slim._fxprune_entered = entered  # type: ignore[assignment]
-    slim.meta["fxprune_entered"] = entered
+    slim.__dict__.update(_fxprune_plan=record, _fxprune_entered=entered)
+    if isinstance(slim, fx.GraphModule):
+        slim.meta.update({RECORD: record, "fxprune_entered": entered})
 
 
 def entered_by(slim: nn.Module) -> frozenset[Function]:
     """The functions that were entered when the original of a slim module was captured."""
-    found = getattr(slim, "meta", {}).get("fxprune_entered") or slim.__dict__.get("_fxprune_entered")
+    kept = slim.meta.get("fxprune_entered") if isinstance(slim, fx.GraphModule) else None
+    found = kept or slim.__dict__.get("_fxprune_entered")
     return found if isinstance(found, frozenset) else frozenset()
 
 
 def record_of(model: nn.Module) -> Plan | None:
-    if not isinstance(model, fx.GraphModule):
-        return None
-    found = model.meta.get(RECORD) or model.__dict__.get("_fxprune_plan")
+    kept = model.meta.get(RECORD) if isinstance(model, fx.GraphModule) else None
+    found = kept or getattr(model, "__dict__", {}).get("_fxprune_plan")
     return found if isinstance(found, Plan) else None
 
 

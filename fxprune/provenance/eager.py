@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -193,6 +193,10 @@ def interpret_eager(captured: EagerCaptured, inputs: Inputs) -> EagerProgram:
             recorder.pin(ids, "a model output keeps its shape")
     unreached = tuple(name for name in names.values() if name not in reached and not name.endswith("num_batches_tracked"))
     nodes: Mapping[str, Any] = {call.name: call.results for call in calls}
+    if unreached:
+        more = f" and {len(unreached) - 3} more" if len(unreached) > 3 else ""
+        note = f"not reached by the example inputs, and left as they are: {', '.join(unreached[:3])}{more}"
+        captured = replace(captured, notes=(*captured.notes, note))
     return EagerProgram(captured, recorder, nodes, roots, tuple(calls), given, unreached)
 
 

@@ -41,7 +41,7 @@ PASSES = 8
 class Emitted:
     """The slim program and the order in which each axis' survivors stand in it."""
 
-    module: fx.GraphModule
+    module: nn.Module
     order: Mapping[Axis, Ids]
     reordered: bool = False
 

@@ -1,0 +1,52 @@
+"""Where tracing fails: the last two captures, in their order.
+
+1. ``torch.export`` comes first: its result is a graph. Then the eager module as it runs, which takes whatever runs.
+2. What an earlier capture said is kept, and told if the last one fails too. Inputs on which the model itself fails are an error of the inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import nn
+
+from fxprune.capture.eager import as_it_is
+from fxprune.capture.export import export
+from fxprune.capture.inputs import Inputs
+from fxprune.capture.tracer import Captured
+from fxprune.errors import CaptureError, InputError
+from fxprune.provenance.eager import interpret_eager
+from fxprune.provenance.interpret import Interpreted, interpret
+
+
+def interpret_otherwise(model: nn.Module, inputs: Inputs, failed: CaptureError, check: Callable[[Captured], None]) -> Interpreted:
+    """Provenance by the first of the last captures that works (clause 1).
+
+    Args:
+        model: what tracing refused.
+        inputs: example inputs.
+        failed: what tracing said.
+        check: refuses weights that cannot be pruned.
+
+    Raises:
+        CaptureError: no capture works; all reasons are told.
+        InputError: the model itself fails on these inputs.
+    """
+    try:
+        eager = as_it_is(model)
+        check(eager)
+        captured = export(model, inputs)
+        try:
+            return interpret(captured, inputs)
+        except InputError as error:
+            raise CaptureError(f"torch.export's graph cannot be analysed: {error}", node=error.node, got=error.got) from error
+    except CaptureError as error:
+        if isinstance(error, InputError):
+            raise
+        reason = error
+    try:
+        return interpret_eager(as_it_is(model), inputs)
+    except InputError:
+        raise
+    except CaptureError as error:
+        raise CaptureError(f"{failed} {reason} {error}", node=failed.node, got=failed.got) from error

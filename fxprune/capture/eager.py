@@ -42,7 +42,9 @@ def as_it_is(model: nn.Module) -> EagerCaptured:
         CaptureError: a ScriptModule.
     """
     if isinstance(model, (torch.jit.ScriptModule, torch.jit.ScriptFunction)):
-        raise CaptureError(f"{type(model).__name__} cannot be captured: TorchScript hides its Python code.", got=type(model).__name__)
+        raise CaptureError(
+            f"{type(model).__name__} cannot be captured: TorchScript hides its Python code.", got=type(model).__name__
+        )
     root = clone(model, same)
     legalize(root)
     return EagerCaptured(root, fx.Graph(), type(model).__name__, HOW, (NOTE,))

@@ -12,9 +12,12 @@
 from __future__ import annotations
 
 import inspect
+import io
+import logging
 import operator
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 
 import torch
@@ -32,7 +35,9 @@ from fxprune.errors import CaptureError
 HOW = "torch.export"
 TRAIN = "captured by torch.export: the slim model computes as in evaluation, also after train()"
 STATIC = "captured by torch.export with the example's batch size, which the slim model is fixed to"
-SAME = "view reshape expand split chunk tensor_split unflatten new_zeros new_ones new_empty new_full narrow select index_select roll"
+SAME = (
+    "view reshape expand split chunk tensor_split unflatten new_zeros new_ones new_empty new_full narrow select index_select roll"
+)
 METHODS = {**{name: name for name in SAME.split()}, "sym_size": "size", "sym_numel": "numel", "sym_stride": "stride"}
 FUNCTIONS: dict[str, Any] = {
     **{name: getattr(torch, name) for name in "zeros ones empty full rand randn".split()},
@@ -69,7 +74,7 @@ def _exported(root: nn.Module, inputs: Inputs) -> tuple[fx.GraphModule, bool]:
     last: Exception | None = None
     for dynamic in (sizes, None):
         try:
-            with warnings.catch_warnings(), torch.no_grad():
+            with warnings.catch_warnings(), torch.no_grad(), _silence():
                 warnings.simplefilter("ignore")
                 program = torch.export.export(root, args, kwargs, dynamic_shapes=dynamic, strict=False)
                 module = program.module(check_guards=False)
@@ -79,6 +84,18 @@ def _exported(root: nn.Module, inputs: Inputs) -> tuple[fx.GraphModule, bool]:
         return module, _is_open(module)
     line = str(last).strip().splitlines()[0] if str(last).strip() else type(last).__name__
     raise CaptureError(f"torch.export refuses it: {type(last).__name__}: {line}", got=type(last).__name__) from last
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """A refusal of export is no news: it would log the whole program."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)
 
 
 def _is_open(module: fx.GraphModule) -> bool:
@@ -151,7 +168,9 @@ def _as_python(node: fx.Node) -> None:
         node.op, node.target = "call_method", METHODS[name]
     elif name in FUNCTIONS:
         node.target = FUNCTIONS[name]
-        node.kwargs = {key: value for key, value in node.kwargs.items() if key not in ("pin_memory", "layout") or value is not None}
+        node.kwargs = {
+            key: value for key, value in node.kwargs.items() if key not in ("pin_memory", "layout") or value is not None
+        }
     elif name in REWRITTEN:
         REWRITTEN[name](node)
 

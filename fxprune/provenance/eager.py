@@ -58,11 +58,15 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class EagerProgram(Interpreted):
-    """A recorded eager run: ``nodes`` are the results of every call by name, ``calls`` the sequence."""
+    """A recorded eager run: ``nodes`` are the results of every call by name, ``calls`` the sequence.
+
+    ``told``: it read numbers out of tensors, or made shapes that depend on them.
+    """
 
     calls: tuple[Call, ...] = ()
     outputs: tuple[Value, ...] = ()
     unreached: tuple[str, ...] = ()
+    told: bool = False
 
 
 OnCall = Callable[[str, Sequence[Tensor], Sequence[Tensor], Shadowing], None]
@@ -197,7 +201,7 @@ def interpret_eager(captured: EagerCaptured, inputs: Inputs) -> EagerProgram:
         more = f" and {len(unreached) - 3} more" if len(unreached) > 3 else ""
         note = f"not reached by the example inputs, and left as they are: {', '.join(unreached[:3])}{more}"
         captured = replace(captured, notes=(*captured.notes, note))
-    return EagerProgram(captured, recorder, nodes, roots, tuple(calls), given, unreached)
+    return EagerProgram(captured, recorder, nodes, roots, tuple(calls), given, unreached, shadowing.told)
 
 
 def _kept(real: Tensor) -> Tensor | None:

@@ -1,6 +1,7 @@
 """Where tracing fails: the last two captures, in their order.
 
-1. ``torch.export`` comes first: its result is a graph. Then the eager module as it runs, which takes whatever runs.
+1. ``torch.export`` comes first: its result is a graph. Then the eager module as it runs, which takes whatever runs. Where the run reads
+   numbers out of tensors, or makes shapes that depend on them, no graph can be analysed without numbers, and export is not tried.
 2. What an earlier capture said is kept, and told if the last one fails too. Inputs on which the model itself fails are an error of the inputs.
 """
 
@@ -29,24 +30,20 @@ def interpret_otherwise(model: nn.Module, inputs: Inputs, failed: CaptureError, 
         check: refuses weights that cannot be pruned.
 
     Raises:
-        CaptureError: no capture works; all reasons are told.
+        CaptureError: no capture works.
         InputError: the model itself fails on these inputs.
     """
     try:
         eager = as_it_is(model)
         check(eager)
-        captured = export(model, inputs)
-        try:
-            return interpret(captured, inputs)
-        except InputError as error:
-            raise CaptureError(f"torch.export's graph cannot be analysed: {error}", node=error.node, got=error.got) from error
-    except CaptureError as error:
-        if isinstance(error, InputError):
-            raise
-        reason = error
-    try:
-        return interpret_eager(as_it_is(model), inputs)
+        run = interpret_eager(eager, inputs)
     except InputError:
         raise
     except CaptureError as error:
-        raise CaptureError(f"{failed} {reason} {error}", node=failed.node, got=failed.got) from error
+        raise CaptureError(f"{failed} {error}", node=failed.node, got=failed.got) from error
+    if run.told:
+        return run
+    try:
+        return interpret(export(model, inputs), inputs)
+    except CaptureError:
+        return run

@@ -7,8 +7,8 @@
    are known if they are integers. The program's inputs are neither: they have no factors, and their numbers are not known.
 3. A mask that picks elements is read as the positions it picks; which they are tells its channels' numbers, so these are pinned.
 4. A rule that fails, or whose result has another shape than the real one, is as good as none: what it touched is pinned.
-5. ``numbers`` gathers what Python gave to operators as numbers and not as sizes: scalars, literal data, and the scale that attention derives
-   from a width if none is given. ``drawn`` says that an operator drew random numbers or left memory as it found it.
+5. ``numbers`` gathers what Python gave to operators as numbers and not as sizes; ``drawn`` says that an operator drew random numbers or left
+   memory as it found it (rules/given.py).
 """
 
 from __future__ import annotations
@@ -23,11 +23,10 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from fxprune.errors import FxpruneError
 from fxprune.provenance.factor import Ids, Value
+from fxprune.provenance.rules.given import MASKS, READS_A_NUMBER, functional, leaves_open, masks, numbers, tells
 from fxprune.provenance.tracker import Rule, Tracker
 
 SHADOW = "_fxprune_shadow"
-INDEXES = frozenset(f"aten::{name}" for name in "index index_put index_put_ _index_put_impl_ _unsafe_index _unsafe_index_put".split())
-LITERALS = 4096  # elements of a literal tensor that are held against the original's
 
 Enter = Callable[[Tensor], "Sequence[Ids] | None"]
 
@@ -56,24 +55,27 @@ class Shadowing(TorchDispatchMode):
         enter: gives the factors of a parameter or buffer, None for any other tensor.
         numbers: see clause 5; the caller clears it.
         drawn: likewise.
+        told: the run has read numbers, or made shapes that depend on them.
     """
 
     def __init__(self, tracker: Tracker, find: Callable[[Any], Rule], enter: Enter) -> None:
         super().__init__()
         self.tracker, self.enter = tracker, enter
         self.numbers: list[float] = []
-        self.drawn = False
+        self.drawn = self.told = False
         self._find = find
         self._rules: dict[Any, Rule] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         with torch._C.DisableTorchFunction():
-            self._note(func, args, kwargs)
-            before = tree_map_only(Tensor, self.shadow, (args, kwargs))
-            picked = _positions(func, args, self)
+            self.numbers += numbers(func, args, kwargs)
+            self.drawn = self.drawn or leaves_open(func)
+            self.told = self.told or tells(func, args)
+            shadows = tree_map_only(Tensor, self.shadow, (args, kwargs))
+            picked = self._positions(func, args)
             result = func(*args, **kwargs)
-            self._follow(func, *before, picked, args, kwargs, result)
+            self._follow(func, shadows, picked, (args, kwargs), result)
         return result
 
     # -- shadows -------------------------------------------------------------------------------------------------------
@@ -102,23 +104,24 @@ class Shadowing(TorchDispatchMode):
 
     # -- one call ------------------------------------------------------------------------------------------------------
 
-    def _follow(self, func: Any, args: Any, kwargs: Any, picked: Any, real_args: Any, real_kwargs: Any, result: Any) -> None:
-        shadows = {id(x): getattr(x, SHADOW) for x in tree_leaves((real_args, real_kwargs)) if isinstance(x, Tensor)}
-        if picked is not None:
+    def _follow(self, func: Any, shadows: Any, picked: list[Any], real: Any, result: Any) -> None:
+        """Let the rule see the shadows of a call, and bind its results to those of the real ones."""
+        args, kwargs = shadows
+        known = {id(x): getattr(x, SHADOW) for x in tree_leaves(real) if isinstance(x, Tensor)}
+        if picked:
             args = (args[0], picked, *args[2:])
-        reshaped = torch.Tag.inplace_view in func.tags
-        if reshaped:  # ``unsqueeze_`` and its kin turn a tensor into a view of itself: as if it were made anew
-            func = _functional(func)
+        anew = functional(func)
+        reshaped = anew is not func  # ``unsqueeze_`` and its kin turn a tensor into a view of itself: as if it were made anew
 
-        def mirrored(real: Tensor) -> Tensor:
-            known = None if reshaped else shadows.get(id(real))
-            return torch.empty(real.shape, dtype=real.dtype, device="meta") if known is None else known
+        def mirrored(x: Tensor) -> Tensor:
+            own = None if reshaped else known.get(id(x))
+            return torch.empty(x.shape, dtype=x.dtype, device="meta") if own is None else own
 
         mirror = tree_map_only(Tensor, mirrored, result)
         reals = [x for x in tree_leaves(result) if isinstance(x, Tensor)]
-        found = self._ruled(func, args, kwargs, mirror, reals)
-        for real, own in zip(reals, found, strict=True):
-            setattr(real, SHADOW, own)
+        found = self._ruled(anew, args, kwargs, mirror, reals)
+        for x, own in zip(reals, found, strict=True):
+            setattr(x, SHADOW, own)
 
     def _ruled(self, func: Any, args: Any, kwargs: Any, mirror: Any, reals: list[Tensor]) -> list[Tensor]:
         """The shadows of the results: by rule, or pinned (clause 4)."""
@@ -126,7 +129,7 @@ class Shadowing(TorchDispatchMode):
         if rule is None:
             rule = self._rules[func] = self._find(func)
         try:
-            if func is torch.ops.aten._local_scalar_dense.default:
+            if func is READS_A_NUMBER:
                 return []
             result = rule(self.tracker, Known(func, mirror), args, kwargs)
             found = [x for x in tree_leaves(result) if isinstance(x, Tensor)]
@@ -143,49 +146,20 @@ class Shadowing(TorchDispatchMode):
         self.tracker.ledger.missing(func._schema.name, [ids for x in operands for ids in self.tracker.value(x).factors])
         return [x for x in tree_leaves(mirror) if isinstance(x, Tensor)]
 
-    def _note(self, func: Any, args: Any, kwargs: Any) -> None:
-        """Clause 5."""
-        name = func._schema.name
-        self.drawn = self.drawn or torch.Tag.nondeterministic_seeded in func.tags or "empty" in name
-        if name == "aten::lift_fresh" and args[0].numel() <= LITERALS and args[0].device.type != "meta":
-            self.numbers += args[0].detach().reshape(-1).tolist() if not args[0].is_complex() else []
-            return
-        for index, argument in enumerate(func._schema.arguments):
-            given = args[index] if index < len(args) else kwargs.get(argument.name)
-            if isinstance(given, float) or (type(given) is int and str(argument.type) in SCALARS):
-                self.numbers.append(float(given))
-            elif argument.name == "scale" and given is None and func._schema.arguments[0].name == "query":
-                self.numbers.append(args[0].shape[-1] ** -0.5)
-
-
-SCALARS = frozenset(("number", "Optional[number]", "Tensor", "Optional[Tensor]"))
-
-
-def _positions(func: Any, args: Any, shadowing: Shadowing) -> list[Any] | None:
-    """Indices with every mask as the positions it picks (clause 3); None where there is no mask. As shadows."""
-    if func._schema.name not in INDEXES or not any(isinstance(i, Tensor) and i.dtype in MASKS for i in args[1]):
-        return None
-    found: list[Any] = []
-    for index in args[1]:
-        if not isinstance(index, Tensor) or index.dtype not in MASKS:
-            found.append(None if index is None else shadowing.shadow(index))
-            continue
-        own = shadowing.shadow(index)
-        known = shadowing.tracker.constant(own) is not None
-        for ids in shadowing.tracker.value(own).factors:
-            shadowing.tracker.ledger.pin(ids, "picks elements by numbers that only a run knows")
-        for places in index.nonzero().unbind(1):
-            made = shadowing.empty(places)
-            if known:
-                shadowing.tracker.set_constant(made, places.cpu())
-            found.append(made)
-    return found
-
-
-MASKS = (torch.bool, torch.uint8)
-
-
-def _functional(func: Any) -> Any:
-    """``aten.unsqueeze`` of ``aten.unsqueeze_``; the operator itself where there is none."""
-    packet = getattr(torch.ops.aten, func._schema.name.removeprefix("aten::").removesuffix("_"), None)
-    return getattr(packet, func._overloadname, func) if packet is not None else func
+    def _positions(self, func: Any, args: Any) -> list[Any]:
+        """Indices with every mask as the positions it picks, as shadows (clause 3); nothing where there is no mask."""
+        found: list[Any] = []
+        for index in masks(func, args):
+            if index is None or index.dtype not in MASKS:
+                found.append(None if index is None else self.shadow(index))
+                continue
+            own = self.shadow(index)
+            known = self.tracker.constant(own) is not None
+            for ids in self.tracker.value(own).factors:
+                self.tracker.ledger.pin(ids, "picks elements by numbers that only a run knows")
+            for places in index.nonzero().unbind(1):
+                made = self.empty(places)
+                if known:
+                    self.tracker.set_constant(made, places.cpu())
+                found.append(made)
+        return found

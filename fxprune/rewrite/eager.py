@@ -166,42 +166,56 @@ class _Rehearsal:
             raise self._unmet(self.problem or error) from error
         if self.problem is not None:  # the module's own code caught what was raised
             raise self._unmet(self.problem)
-        given = [_Difference(p) for o, t in zip(self.program.outputs, outputs, strict=False) if (p := self._differs(o, t, shadowing))]
+        given = [
+            _DifferenceError(p)
+            for o, t in zip(self.program.outputs, outputs, strict=False)
+            if (p := self._differs(o, t, shadowing))
+        ]
         if len(outputs) != len(self.program.outputs) or given:
-            raise self._unmet(given[0] if given else _Difference("the module returns another number of tensors"))
+            raise self._unmet(given[0] if given else _DifferenceError("the module returns another number of tensors"))
 
     def _fitting(self, path: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         """Attributes of a module without parameters, from what it is called with (clause 1)."""
 
         def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
             calls = self.program.calls[self.position : self.position + 1]
-            if args and isinstance(args[0], Tensor) and calls and calls[0].results:
-                if attributes.from_values(module, tuple(args[0].shape), self._predict(calls[0].results[0]), None):
-                    self.fitted[path] = module
+            if not args or not isinstance(args[0], Tensor) or not calls or not calls[0].results:
+                return
+            if attributes.from_values(module, tuple(args[0].shape), self._predict(calls[0].results[0]), None):
+                self.fitted[path] = module
 
         return hook
 
-    def _call(self, name: str, operands: Sequence[Tensor], results: Sequence[Tensor], shadowing: Shadowing) -> None:
+    def _call(self, name: str, _: Sequence[Tensor], results: Sequence[Tensor], shadowing: Shadowing) -> None:
         """Clauses 2 to 4 for one call."""
         calls = self.program.calls
         expected = calls[self.position] if self.position < len(calls) else None
-        try:
-            if expected is None or expected.name != name:
-                raise _Difference(f"it calls {name!r} where the original calls {expected.name if expected else 'nothing more'!r}")
-            if len(results) != len(expected.results):
-                raise _Difference(f"it gives {len(results)} tensors, the original's {len(expected.results)}")
-            for value, real in zip(expected.results, results, strict=True):
-                found = self._differs(value, real, shadowing)
-                if found is not None:
-                    raise _Difference(found)
-            if expected.numbers and sorted(expected.numbers) != sorted(shadowing.numbers):
-                raise _Difference("a number that the original computes from a width would change", number=True)
-        except (_Difference, OrderConflictError) as error:
-            self.problem = self.problem or error
-            raise
+        if expected is None or expected.name != name:
+            self._refuse(
+                _DifferenceError(f"it calls {name!r} where the original calls {expected.name if expected else 'nothing more'!r}")
+            )
+            return
+        found = self._problem(expected, results, shadowing)
+        if found is not None:
+            self._refuse(found)
         for value, real, kept in zip(expected.results, results, expected.kept, strict=True):
             self._replay(value, real, kept)
         self.position += 1
+
+    def _refuse(self, problem: Exception) -> None:
+        self.problem = self.problem or problem
+        raise problem
+
+    def _problem(self, expected: Call, results: Sequence[Tensor], shadowing: Shadowing) -> _DifferenceError | None:
+        if len(results) != len(expected.results):
+            return _DifferenceError(f"it gives {len(results)} tensors, the original's {len(expected.results)}")
+        for value, real in zip(expected.results, results, strict=True):
+            found = self._differs(value, real, shadowing)
+            if found is not None:
+                return _DifferenceError(found)
+        if sorted(expected.numbers) != sorted(shadowing.numbers) and not (shadowing.drawn and not expected.numbers):
+            return _DifferenceError("a number that the original computes from a width would change", number=True)
+        return None
 
     def _replay(self, value: Value, real: Tensor, kept: Tensor | None) -> None:
         """Clause 4."""
@@ -239,7 +253,9 @@ class _Rehearsal:
             sizes = live_sizes(value.shape, value.factors, self.alive, self.graph.within_blocks)
             if sizes is None:
                 components = np.unique(np.concatenate([self.arrival.component[ids].ravel() for ids in value.factors]))
-                raise OrderConflictError(f"what is left at {self.arrival.node!r} does not fill a box.", self.arrival.node, components)
+                raise OrderConflictError(
+                    f"what is left at {self.arrival.node!r} does not fill a box.", self.arrival.node, components
+                )
             found = self.shapes[key] = sizes
         return found
 
@@ -250,10 +266,10 @@ class _Rehearsal:
         calls = self.program.calls
         name = calls[self.position].name if self.position < len(calls) else "output"
         line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        if not isinstance(error, _Difference):
+        if not isinstance(error, _DifferenceError):
             line = f"{type(error).__name__}: {line}"
         message = f"at {name!r}{_place(error)}: {line}"
-        for call in self._suspects(isinstance(error, _Difference) and error.number):
+        for call in self._suspects(isinstance(error, _DifferenceError) and error.number):
             components = self._removable(call)
             if len(components):
                 return UnmetError(message, name, components)
@@ -279,7 +295,7 @@ class _Rehearsal:
         return touched[~self.graph.pinned[touched]]
 
 
-class _Difference(Exception):
+class _DifferenceError(Exception):
     """A call of the slim module that does not do what the analysis saw; ``number``: clause 3."""
 
     def __init__(self, message: str, number: bool = False) -> None:

@@ -68,6 +68,7 @@ class Comparison:
         """What the slim program goes on with where it has only decided otherwise upon rounding (clause 7); None everywhere else.
 
         Args:
+            node: the call.
             expected: operands and values of the original's call.
             got: those of the slim program's.
             again: makes the slim program's call with other operands.
@@ -80,7 +81,10 @@ class Comparison:
         involved = (*expected[0], *expected[1])
         if not any(apart) or len(expected[0]) != len(got[0]) or any(mask_of(a) is not None or is_unknown(a) for a in involved):
             return None
-        if any(a.shape != b.shape or not relative_error(a, b, self.floor) <= self.rtol for a, b in zip(expected[0], got[0], strict=True)):
+        if any(
+            a.shape != b.shape or not relative_error(a, b, self.floor) <= self.rtol
+            for a, b in zip(expected[0], got[0], strict=True)
+        ):
             return None
         result = again(expected[0])
         found = tensors(result)

@@ -41,7 +41,6 @@ from fxprune.verify.turns import Step, Stepped, Turns
 from fxprune.verify.validate import Evidence, evidence_of, floating_dtype
 
 
-
 class _OtherCallError(VerificationError):
     """The modules do not make the same calls."""
 
@@ -107,7 +106,9 @@ class MaskedRun(Masked):
     def __init__(self, dtype: torch.dtype, selection: bool, state: Iterable[Tensor]) -> None:
         self._living: dict[int, weakref.ref[Tensor]] = {}
         kept = list(state)
-        super().__init__(dtype, selection, lambda: [*kept, *(t for ref in list(self._living.values()) if (t := ref()) is not None)])
+        super().__init__(
+            dtype, selection, lambda: [*kept, *(t for ref in list(self._living.values()) if (t := ref()) is not None)]
+        )
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         with torch._C.DisableTorchFunction():
@@ -139,7 +140,9 @@ def verify_eager(
     """
     began = time.perf_counter()
     dtype = floating_dtype(dtype)
-    named = {name for name, _ in (*original.named_parameters(remove_duplicate=False), *original.named_buffers(remove_duplicate=False))}
+    named = {
+        name for name, _ in (*original.named_parameters(remove_duplicate=False), *original.named_buffers(remove_duplicate=False))
+    }
     strange = sorted(set(plan.kept) - named)
     if strange:
         raise PlanMismatchError(f"the plan does not belong to this model: it has no {strange[0]!r}.", node=strange[0])
@@ -151,7 +154,9 @@ def verify_eager(
     return evidence_of(comparison, dtype, time.perf_counter() - began)
 
 
-def _attempt(original: nn.Module, slim: nn.Module, plan: Plan, given: Any, dtype: torch.dtype, rtol: float, warm: bool) -> Comparison:
+def _attempt(
+    original: nn.Module, slim: nn.Module, plan: Plan, given: Any, dtype: torch.dtype, rtol: float, warm: bool
+) -> Comparison:
     """One validation; ``warm``: of modules that have both run before (clause 7)."""
     comparison = Comparison(plan, rtol)
     copied, memo = replica(original, dtype)
@@ -205,7 +210,10 @@ def _in_turns(copied: nn.Module, masked: MaskedRun, given: Any, turns: Turns, ot
     except Exception as error:
         what = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         raise VerificationError(
-            f"the masked original cannot run after call {last[0]!r}: {what}", node=last[0], expected="a module that runs", got=what
+            f"the masked original cannot run after call {last[0]!r}: {what}",
+            node=last[0],
+            expected="a module that runs",
+            got=what,
         ) from error
     more = turns.next()
     if more is not None:

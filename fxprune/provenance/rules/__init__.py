@@ -11,7 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxprune.provenance.rules import contraction, creation, indexing, movement, normalization, pointwise, reduction, spatial, vision
+from fxprune.provenance.rules import (
+    contraction,
+    creation,
+    indexing,
+    movement,
+    normalization,
+    pointwise,
+    reduction,
+    spatial,
+    vision,
+)
 from fxprune.provenance.tracker import Rule, Tracker, data_dependent
 
 TABLE: dict[str, Rule] = {

@@ -30,7 +30,7 @@ from fxprune.graph.channels import ChannelGraph, build
 from fxprune.plan import Kept, Plan
 from fxprune.provenance.eager import EagerProgram, private
 from fxprune.provenance.factor import Ids, Mask, Value
-from fxprune.provenance.fallback import interpret_otherwise
+from fxprune.provenance.fallback import accepts, interpret_otherwise
 from fxprune.provenance.interpret import Interpreted, evaluation_clone, interpret
 from fxprune.record import ordered, sizes
 from fxprune.rewrite.arrival import OrderConflictError
@@ -121,17 +121,6 @@ def _captured(
         said = f"{first} " if isinstance(first, CaptureError) else ""
         failed = CaptureError(f"{said}Tracing with concrete shapes failed: {error}", node=error.node, got=error.got)
         return interpret_otherwise(model, inputs, failed, check_weights)
-
-
-def accepts(model: nn.Module, inputs: Inputs) -> bool:
-    """True if the model itself runs on these inputs."""
-    call = inputs.map(torch.clone)
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            evaluation_clone(model, private)(*call.args, **call.kwargs)
-    except Exception:  # noqa: BLE001 - only whether is asked
-        return False
-    return True
 
 
 def check_weights(captured: Captured) -> None:

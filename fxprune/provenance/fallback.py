@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import nn
 
 from fxprune.capture.eager import as_it_is
@@ -16,8 +17,8 @@ from fxprune.capture.export import export
 from fxprune.capture.inputs import Inputs
 from fxprune.capture.tracer import Captured
 from fxprune.errors import CaptureError, InputError
-from fxprune.provenance.eager import interpret_eager
-from fxprune.provenance.interpret import Interpreted, interpret
+from fxprune.provenance.eager import interpret_eager, private
+from fxprune.provenance.interpret import Interpreted, evaluation_clone, interpret
 
 
 def interpret_otherwise(model: nn.Module, inputs: Inputs, failed: CaptureError, check: Callable[[Captured], None]) -> Interpreted:
@@ -47,3 +48,14 @@ def interpret_otherwise(model: nn.Module, inputs: Inputs, failed: CaptureError, 
         return interpret(export(model, inputs), inputs)
     except CaptureError:
         return run
+
+
+def accepts(model: nn.Module, inputs: Inputs) -> bool:
+    """True if the model itself runs on these inputs."""
+    call = inputs.map(torch.clone)
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            evaluation_clone(model, private)(*call.args, **call.kwargs)
+    except Exception:  # noqa: BLE001 - only whether is asked
+        return False
+    return True

@@ -10,14 +10,14 @@ import gc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from torch import fx, nn
 
 from fxprune.errors import BudgetError, PlanMismatchError
 from fxprune.failsafe import emit_verified
 from fxprune.graph.channels import ChannelGraph
-from fxprune.pipeline import emit_settled, study, verified
+from fxprune.pipeline import emit_settled, study, verified, verified_eager
 from fxprune.plan import Plan
 from fxprune.record import attach, entered_by, extended, record_of
 from fxprune.score.scores import Score
@@ -118,7 +118,7 @@ def apply(
     attach(module, extended(model, subject.graph, subject.inputs, final, subject.entered))
     if verify:
         verified(subject, module, final)
-    return module
+    return cast("fx.GraphModule", module)
 
 
 def plan_of(slim: nn.Module) -> Plan:
@@ -160,7 +160,9 @@ def slim(
     are checked node by node as always, the plan's notes say that numbers were not compared, and ``fxprune.verify`` does so on request.
 
     Returns:
-        A ``GraphModule`` on the model's device, in its dtype and mode, with its parameter names; ``plan_of`` tells what went.
+        A ``GraphModule`` on the model's device, in its dtype and mode, with its parameter names; ``plan_of`` tells what went. A model that no
+        tracer takes (detectors, and others whose Python code decides upon numbers) is slimmed as an eager module: the result is then of the
+        MODEL'S OWN class, with smaller parameters, and is no ``GraphModule``. The plan's notes say so.
 
     Raises:
         FxpruneError: one of its subclasses; nothing is returned and the model is unchanged.
@@ -179,14 +181,16 @@ def slim(
     if verify and large:
         final = replace(final, notes=(*final.notes, f"more than {VERIFIED_PARAMETERS:,} parameters: numbers were not compared"))
     attach(module, extended(model, subject.graph, subject.inputs, final, subject.entered))
-    return module
+    return cast("fx.GraphModule", module)
 
 
-def verify(model: nn.Module, slim: fx.GraphModule, inputs: Any = None) -> Evidence:
+def verify(model: nn.Module, slim: nn.Module, inputs: Any = None) -> Evidence:
     """Prove a slim model equal to the masked original on concrete inputs.
 
     Raises:
         VerificationError: at the first node that differs.
     """
     decided = plan_of(slim)
+    if not isinstance(slim, fx.GraphModule):
+        return verified_eager(model, slim, decided, inputs)
     return verified(study(model, inputs, (), entered_by(slim)), slim, decided)

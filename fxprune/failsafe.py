@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import fx
+from torch import nn
 
 from fxprune.errors import UnfaithfulCaptureError, VerificationError
 from fxprune.graph.channels import ChannelGraph, ChannelGroup
@@ -25,8 +25,8 @@ from fxprune.solve.plans import removed_channels
 
 ROUNDS = 16
 
-Proved = tuple[Subject, Plan, fx.GraphModule]
-Check = Callable[[Subject, fx.GraphModule, Plan], object]
+Proved = tuple[Subject, Plan, nn.Module]
+Check = Callable[[Subject, nn.Module, Plan], object]
 
 
 def emit_verified(subject: Subject, decide: Decide, *, strict: bool, check: Check = verified) -> Proved:

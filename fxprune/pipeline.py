@@ -1,6 +1,7 @@
 """The stages composed, with their retries: what ``api.py`` offers, without arguments for people.
 
-1. Capture is tried in a fixed order: symbolic tracing, then proxies with concrete shapes. The plan's notes say which was used.
+1. Capture is tried in a fixed order: symbolic tracing, proxies with concrete shapes, ``torch.export``, the eager module as it runs. The
+   plan's notes say which of the last two was used, and what it costs.
 2. ``settle`` probes networks with balances whose order is shuffled; what arrives in an order that no weights can mend is made uniform.
 3. ``emit_settled`` emits a plan. A node that hides its literals in a function that tracing does not enter is entered and captured again; a
    node that cannot be made smaller at all has its channels pinned, with a note, and the plan is made anew.
@@ -18,27 +19,30 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
-from fxprune.capture.clone import same
 from fxprune.capture.concrete import ConcreteTracer
+from fxprune.capture.eager import EagerCaptured, as_it_is
 from fxprune.capture.inputs import Inputs, given, infer
 from fxprune.capture.objects import held
 from fxprune.capture.tracer import Captured, ChannelTracer, trace
-from fxprune.errors import CaptureError, FxpruneError, InputError, KeepError, RewriteError, UnfaithfulCaptureError, WeightError
+from fxprune.errors import CaptureError, FxpruneError, InputError, KeepError, RewriteError, UnfaithfulCaptureError
 from fxprune.graph.channels import ChannelGraph, build
-from fxprune.plan import Plan
+from fxprune.plan import Kept, Plan
+from fxprune.provenance.eager import EagerProgram, private
 from fxprune.provenance.factor import Ids, Mask, Value
+from fxprune.provenance.fallback import accepts, interpret_otherwise
 from fxprune.provenance.interpret import Interpreted, evaluation_clone, interpret
 from fxprune.record import ordered, sizes
 from fxprune.rewrite.arrival import OrderConflictError
+from fxprune.rewrite.eager import UnmetError, emit_eager
 from fxprune.rewrite.emit import Emitted, emit
 from fxprune.solve.plans import removed_channels
-from fxprune.verify import Evidence, verify_slim
+from fxprune.verify import Evidence, verify_eager, verify_slim
+from fxprune.weights import check_finite, check_weights, gammas, unchecked
 
 ROUNDS = 64
 SAME_PROGRAM = 1e-4
-FLOATING = ("FloatFunctional", "FXFloatFunctional")  # sums and concatenations that can be quantised later
 
 Function = Callable[..., Any]
 Decide = Callable[[ChannelGraph], Plan]
@@ -72,9 +76,9 @@ def study(
     if not isinstance(keep, str) and not (isinstance(names, Sequence) and all(isinstance(k, str) for k in keep)):
         raise KeepError(f"keep must be names (globs) of modules or parameters, got {keep!r}.", got=keep)
     patterns = (keep,) if isinstance(keep, str) else tuple(keep)
-    program, inputs = _program(model, example_inputs, entered, check_weights if weights else _unchecked)
+    program, inputs = _program(model, example_inputs, entered, check_weights if weights else unchecked)
     captured = program.captured
-    graph = build(program, captured.tensors, _gammas(captured))
+    graph = build(program, captured.tensors, gammas(captured))
     return Subject(model, settle(_keep(graph, patterns), inputs), inputs, patterns, entered, weights)
 
 
@@ -116,20 +120,22 @@ def _captured(
     if isinstance(first, Captured):
         try:
             return interpret(first, inputs)
-        except InputError:
-            raise
         except CaptureError as error:
-            first = _located(error, model)
+            if isinstance(error, InputError) and not accepts(model, inputs):
+                raise
+            first = error if isinstance(error, InputError) else _located(error, model)
     if isinstance(model, (torch.jit.ScriptModule, fx.GraphModule)) and isinstance(first, CaptureError):
         raise first
     try:
         captured = _concrete(model, inputs, entered)
+        check(captured)
+        return interpret(captured, inputs)
     except CaptureError as error:
-        if not isinstance(first, CaptureError):
+        if isinstance(error, InputError) and not accepts(model, inputs):
             raise
-        raise CaptureError(f"{first} Tracing with concrete shapes failed too: {error}", node=first.node, got=first.got) from error
-    check(captured)
-    return interpret(captured, inputs)
+        said = f"{first} " if isinstance(first, CaptureError) else ""
+        failed = CaptureError(f"{said}Tracing with concrete shapes failed: {error}", node=error.node, got=error.got)
+        return interpret_otherwise(model, inputs, failed, check)
 
 
 def _concrete(model: nn.Module, inputs: Inputs, entered: frozenset[Function]) -> Captured:
@@ -153,72 +159,6 @@ def _concrete(model: nn.Module, inputs: Inputs, entered: frozenset[Function]) ->
             return captured
         return general
     return captured
-
-
-def _unchecked(_captured: Captured) -> None:
-    """For models whose weights nobody reads."""
-
-
-def check_weights(captured: Captured) -> None:
-    """Weights that can be ranked and copied.
-
-    Raises:
-        WeightError: tensors on the meta device, integer or quantised weights, per-channel values that are NaN or infinite.
-    """
-    channels: dict[tuple[torch.dtype, torch.device], dict[str, Tensor]] = {}
-    for name, tensor in captured.tensors.items():
-        if tensor.device.type == "meta":
-            raise WeightError(
-                f"{name!r} is on the meta device: it has no numbers to rank or copy. Load the weights first.",
-                node=name,
-                got="meta",
-            )
-        if not isinstance(tensor, nn.Parameter):
-            continue
-        if tensor.is_quantized or not (tensor.is_floating_point() or tensor.is_complex()):
-            raise WeightError(
-                f"parameter {name!r} has dtype {tensor.dtype}; only floating-point weights can be pruned. Prune before quantising.",
-                node=name,
-                got=tensor.dtype,
-            )
-        if tensor.dim() == 1:
-            channels.setdefault((tensor.dtype, tensor.device), {})[name] = tensor
-    for alike in channels.values():
-        if not bool(torch.isfinite(torch.cat([tensor.detach() for tensor in alike.values()])).all()):
-            for name, tensor in alike.items():
-                _check_finite(name, tensor)
-    for name, module in captured.modules:
-        kind = type(module).__name__
-        quantised = type(module).__module__.startswith(("torch.ao.nn.quantized", "torch.nn.quantized"))
-        if quantised and kind not in FLOATING:
-            raise WeightError(
-                f"module {name!r} is quantised ({kind}). Prune the float model, then quantise.", node=name, got=kind
-            )
-
-
-def _check_finite(name: str, tensor: Tensor) -> None:
-    """Weights and statistics are finite. Other buffers may hold infinities (masks, bounds), but no NaN."""
-    weight = isinstance(tensor, nn.Parameter) or name.endswith(("running_mean", "running_var"))
-    finite = torch.isfinite(tensor.detach()) if weight else ~torch.isnan(tensor.detach())
-    if not bool(finite.all()):
-        bad = int((~finite).sum())
-        raise WeightError(
-            f"{bad} of the {tensor.numel()} numbers of {name!r} are NaN or infinite. The model's weights are damaged (did training diverge?); "
-            "nothing was pruned.",
-            node=name,
-            expected="finite numbers",
-            got=float(tensor.detach()[~finite][0]),
-        )
-
-
-def _gammas(captured: Captured) -> frozenset[str]:
-    """Names of the weights of batch norms (subclasses and frozen ones included)."""
-    names = set()
-    for name, module in captured.modules:
-        kind = isinstance(module, nn.modules.batchnorm._NormBase) or type(module).__name__ == "FrozenBatchNorm2d"
-        if kind and isinstance(getattr(module, "weight", None), Tensor):
-            names.add(f"{name}.weight" if name else "weight")
-    return frozenset(names)
 
 
 def _keep(graph: ChannelGraph, patterns: Sequence[str]) -> ChannelGraph:
@@ -272,7 +212,7 @@ def settle(graph: ChannelGraph, inputs: Inputs) -> ChannelGraph:
         if not graph.closed.cells or not graph.program.recorder.interleaved:
             return graph
         try:
-            emit(graph, _probe(graph), inputs, weights=False)
+            _emit(graph, _probe(graph), inputs, weights=False)
         except OrderConflictError as conflict:
             graph = _yield_to(graph, conflict.components, conflict.node)
         except RewriteError:
@@ -302,7 +242,13 @@ def _probe(graph: ChannelGraph) -> Mask:
     return removed
 
 
-def emit_settled(subject: Subject, decide: Decide, *, pin: bool, weights: bool = True) -> tuple[Subject, Plan, fx.GraphModule]:
+def _emit(graph: ChannelGraph, removed: Mask, inputs: Inputs, silent: Kept | None = None, *, weights: bool = True) -> Emitted:
+    """The slim program: a graph, or an eager module."""
+    emitting = emit_eager if isinstance(graph.program, EagerProgram) else emit
+    return emitting(graph, removed, inputs, silent, weights=weights)
+
+
+def emit_settled(subject: Subject, decide: Decide, *, pin: bool, weights: bool = True) -> tuple[Subject, Plan, nn.Module]:
     """Clause 3: the slim module of the plan that ``decide`` makes for a graph.
 
     ``pin=False``: the plan is given, so nothing may be pinned. ``weights=False``: the module's tensors stay on meta.
@@ -315,7 +261,11 @@ def emit_settled(subject: Subject, decide: Decide, *, pin: bool, weights: bool =
         decided = decide(graph)
         removed = removed_channels(graph, decided)
         try:
-            emitted = emit(graph, removed, subject.inputs, decided.silent, weights=weights)
+            emitted = _emit(graph, removed, subject.inputs, decided.silent, weights=weights)
+        except UnmetError as unmet:
+            if not pin:
+                raise
+            subject = _pinned(subject, unmet.components, unmet.node, str(unmet))
         except OrderConflictError as conflict:
             if not pin:
                 raise
@@ -340,10 +290,14 @@ def _repaired(subject: Subject, error: RewriteError, *, pin: bool) -> Subject:
     touched = touched[~graph.pinned[touched]]
     if not pin or not len(touched):
         raise error
-    reason = f"node {node.name!r} cannot be made smaller"
-    barred = graph.bar(touched, node.name, reason)
-    note = f"{len(touched)} channels stay because {reason} ({str(error).splitlines()[0]})"
-    return replace(subject, graph=replace(barred, notes=(*graph.notes, note)))
+    return _pinned(subject, touched, node.name, str(error))
+
+
+def _pinned(subject: Subject, components: Ids, node: str, why: str) -> Subject:
+    graph = subject.graph
+    reason = f"node {node!r} cannot be made smaller"
+    note = f"{len(components)} channels stay because {reason} ({why.splitlines()[0]})"
+    return replace(subject, graph=replace(graph.bar(components, node, reason), notes=(*graph.notes, note)))
 
 
 def _hidden(target: Any) -> bool:
@@ -364,7 +318,7 @@ def _final(graph: ChannelGraph, removed: Mask, decided: Plan, emitted: Emitted) 
     return replace(decided, kept=ordered(graph, removed, emitted), sizes=sizes(graph))
 
 
-def verified(subject: Subject, slim: fx.GraphModule, decided: Plan) -> Evidence:
+def verified(subject: Subject, slim: nn.Module, decided: Plan) -> Evidence:
     """Clause 4.
 
     Raises:
@@ -373,21 +327,41 @@ def verified(subject: Subject, slim: fx.GraphModule, decided: Plan) -> Evidence:
     captured, inputs = subject.graph.program.captured, subject.inputs
     for name, tensor in captured.tensors.items():
         if name in subject.graph.program.roots and tensor.is_floating_point():
-            _check_finite(name, tensor)
+            check_finite(name, tensor)
+    if isinstance(captured, EagerCaptured):
+        return verified_eager(subject.model, slim, decided, inputs)
     program = captured.module()
     if not isinstance(subject.model, fx.GraphModule):
         _same_program(subject.model, program, inputs)
+    assert isinstance(slim, fx.GraphModule)
     return verify_slim(program, slim, decided, inputs.args, dict(inputs.kwargs))
 
 
-def _same_program(model: nn.Module, program: fx.GraphModule, inputs: Inputs) -> None:
+def verified_eager(model: nn.Module, slim: nn.Module, decided: Plan, example_inputs: Any) -> Evidence:
+    """Clause 4, for a slim module of the model's own class; inferred inputs are those on which the model runs.
+
+    Raises:
+        InputError: the model fails on these inputs, or none can be inferred.
+        VerificationError: at the first call that differs.
+    """
+
+    def works(candidate: Inputs) -> Exception | None:
+        return None if accepts(model, candidate) else InputError("the model fails on it")
+
+    inputs = infer(model, works) if example_inputs is None else given(example_inputs)
+    captured = as_it_is(model)
+    _same_program(model, captured.root, inputs)
+    return verify_eager(captured.root, slim, decided, inputs.args, dict(inputs.kwargs))
+
+
+def _same_program(model: nn.Module, program: nn.Module, inputs: Inputs) -> None:
     results = []
     for module in (model, program):
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             call = inputs.map(torch.clone)
             try:
-                results.append(evaluation_clone(module, same)(*call.args, **call.kwargs))
+                results.append(evaluation_clone(module, private)(*call.args, **call.kwargs))
             except Exception as error:
                 line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
                 raise InputError(f"the model itself fails on these example inputs: {line}", node="output", got=line) from error

@@ -1,6 +1,7 @@
 """What a slim module remembers: the plans that made it, in the original's coordinates, and where it comes from.
 
-1. The record lies in the module's ``meta``: it survives ``deepcopy`` and pickling (rewrite/module.py).
+1. The record of a ``GraphModule`` lies in its ``meta``, that of an eager module is an attribute: it survives ``deepcopy`` and pickling
+   (rewrite/module.py).
 2. Plans of successive rounds compose: ``plan`` is in the coordinates of the first original. ``rounds`` are the plans as they were
    applied, each in the coordinates of the model before it; the last one's model is the slim module.
 3. ``origin`` is that of the first original.
@@ -21,7 +22,7 @@ from fxprune.plan import Plan
 from fxprune.provenance.factor import Mask
 from fxprune.rewrite.emit import Emitted
 
-RECORD = "fxprune"
+RECORD, ATTRIBUTE = "fxprune", "_fxprune_record"
 Function = Callable[..., Any]
 
 
@@ -62,9 +63,12 @@ def extended(model: nn.Module, graph: ChannelGraph, inputs: Inputs, final: Plan,
     return Record(compose(before.plan, final), (*before.rounds, final), before.origin, entered)
 
 
-def attach(slim: fx.GraphModule, record: Record) -> None:
+def attach(slim: nn.Module, record: Record) -> None:
     """Keep the record on the slim module (clause 1)."""
-    slim.meta[RECORD] = record
+    if isinstance(slim, fx.GraphModule):
+        slim.meta[RECORD] = record
+    else:
+        slim.__dict__[ATTRIBUTE] = record
 
 
 def entered_by(slim: nn.Module) -> frozenset[Function]:
@@ -74,9 +78,7 @@ def entered_by(slim: nn.Module) -> frozenset[Function]:
 
 
 def record_of(model: nn.Module) -> Record | None:
-    if not isinstance(model, fx.GraphModule):
-        return None
-    found = model.meta.get(RECORD)
+    found = model.meta.get(RECORD) if isinstance(model, fx.GraphModule) else getattr(model, "__dict__", {}).get(ATTRIBUTE)
     return found if isinstance(found, Record) else None
 
 

@@ -6,6 +6,7 @@ Inference tries shapes on the meta device, so it costs no arithmetic: the model'
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -76,12 +77,18 @@ def infer(model: nn.Module, works: Callable[[Inputs], Exception | None]) -> Inpu
     """
     tried: list[str] = []
     last: Exception | None = None
-    for shape in _candidates(model):
+    for shape in () if _takes_list(model) else _candidates(model):
         candidate = Inputs((_random(shape, model),), {}, inferred=True)
         last = works(candidate)
         if last is None:
             return candidate
         tried.append("x".join(map(str, shape)))
+    if isinstance(_first(model), nn.Conv2d):
+        images = [_random(shape, model) for shape in _images(model)]
+        last = works(Inputs((images,), {}, inferred=True))
+        if last is None:
+            return Inputs((images,), {}, inferred=True)
+        tried.append("a list of images")
     raise InputError(
         f"example inputs for {type(model).__name__} could not be inferred (tried {', '.join(tried) or 'nothing: no conv or linear layer'}"
         + (f"; the last attempt failed with: {_first_line(last)}" if last is not None else "")
@@ -101,7 +108,7 @@ def _random(shape: tuple[int, ...], model: nn.Module) -> Tensor:
 
 
 def _candidates(model: nn.Module) -> Iterator[tuple[int, ...]]:
-    first = next((m for m in model.modules() if isinstance(m, (nn.modules.conv._ConvNd, nn.Linear))), None)
+    first = _first(model)
     for size in _configured(model):
         yield (2, *size)
     if isinstance(first, nn.modules.conv._ConvNd):
@@ -114,6 +121,26 @@ def _candidates(model: nn.Module) -> Iterator[tuple[int, ...]]:
         for side in (28, 32, 8):
             if first.in_features % (side * side) == 0:
                 yield (2, first.in_features // (side * side), side, side)
+
+
+def _first(model: nn.Module) -> nn.Module | None:
+    """The first convolution or linear layer."""
+    return next((m for m in model.modules() if isinstance(m, (nn.modules.conv._ConvNd, nn.Linear))), None)
+
+
+def _takes_list(model: nn.Module) -> bool:
+    """The first argument is annotated as a list, as detectors annotate their images."""
+    try:
+        parameters = list(inspect.signature(model.forward).parameters.values())
+    except (TypeError, ValueError):
+        return False
+    return bool(parameters) and str(parameters[0].annotation).removeprefix("typing.").lower().startswith("list[")
+
+
+def _images(model: nn.Module) -> tuple[tuple[int, ...], ...]:
+    """Two images of different sizes, with as many channels as the first convolution reads."""
+    channels = int(getattr(_first(model), "in_channels", 3))
+    return (channels, 96, 128), (channels, 128, 96)
 
 
 def _configured(model: nn.Module) -> Iterator[tuple[int, ...]]:

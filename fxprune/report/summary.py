@@ -28,7 +28,9 @@ from fxprune.capture.inputs import Inputs, given, infer
 from fxprune.errors import InputError, PlanMismatchError
 from fxprune.graph.channels import ChannelGraph, ChannelGroup
 from fxprune.plan import Plan
+from fxprune.provenance.eager import EagerProgram
 from fxprune.provenance.interpret import evaluation_clone
+from fxprune.report.eager import eager_layers
 from fxprune.report.render import plain, rendered
 
 
@@ -130,7 +132,11 @@ def summary(model: nn.Module, example_inputs: Any = None) -> Summary:
         plan, slim = Plan({}, {}), False
     captured = graph.program.captured
     parameters = dict(captured.root.named_parameters())
-    layers = tuple(_layers(captured.root, captured.graph, plan, _macs(graph, inputs)))
+    if isinstance(graph.program, EagerProgram):
+        rows = eager_layers(captured.root, inputs, lambda name, own: _widths(captured.root, name, own, plan))
+        layers = tuple(LayerRow(*row) for row in rows)
+    else:
+        layers = tuple(_layers(captured.root, captured.graph, plan, _macs(graph, inputs)))
     prunable, channels = graph.prunable()
     return Summary(
         model=captured.name,

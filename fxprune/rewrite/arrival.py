@@ -11,7 +11,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -173,6 +173,14 @@ class Arrival:
 
     def missing(self, operator: str, ids: list[Ids]) -> None:
         """What it touches was pinned by the analysis."""
+
+
+def by_node(blocks: Sequence[Block]) -> dict[str, list[Block]]:
+    """The blocks that each node wrote down."""
+    found: dict[str, list[Block]] = {}
+    for block in blocks:
+        found.setdefault(block.node, []).append(block)
+    return found
 
 
 def _address(ids: Ids) -> int:

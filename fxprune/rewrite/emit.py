@@ -26,11 +26,11 @@ from fxprune.graph.channels import ChannelGraph
 from fxprune.plan import Kept
 from fxprune.provenance.factor import Ids, Mask, Value
 from fxprune.provenance.interpret import attribute, evaluate, evaluation_clone
-from fxprune.provenance.ledger import SINGLE, Axis, Block
+from fxprune.provenance.ledger import SINGLE, Axis
 from fxprune.provenance.rules import find
 from fxprune.provenance.tracker import Tracker
 from fxprune.rewrite import attributes, foreseen, literals
-from fxprune.rewrite.arrival import Arrival, OrderConflictError
+from fxprune.rewrite.arrival import Arrival, OrderConflictError, by_node
 from fxprune.rewrite.materialize import assemble, fill
 from fxprune.rewrite.passes import Pass, compare, predict, shapes
 from fxprune.rewrite.slicing import live_blocks, slim_shape
@@ -42,7 +42,7 @@ PASSES = 8
 class Emitted:
     """The slim program and the order in which each axis' survivors stand in it."""
 
-    module: fx.GraphModule
+    module: nn.Module
     order: Mapping[Axis, Ids]
     reordered: bool = False
 
@@ -68,9 +68,7 @@ def emit(graph: ChannelGraph, removed: Mask, inputs: Inputs, silent: Kept | None
     by_name: dict[str, list[Axis]] = {}
     for axis in graph.axes:
         by_name.setdefault(axis.name, []).append(axis)
-    blocks: dict[str, list[Block]] = {}
-    for block in graph.program.recorder.blocks:
-        blocks.setdefault(block.node, []).append(block)
+    blocks = by_node(graph.program.recorder.blocks)
     reordered = False
     for _ in range(PASSES):
         arrival = Arrival(component, alive, graph.program.recorder.created, order, blocks, graph.program.recorder.unproduced)

@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from fxprune.graph.channels import ChannelGraph
 from fxprune.pipeline import emit_settled, study, verified
 from fxprune.plan import Plan
 from fxprune.provenance.factor import Mask
-from fxprune.record import attach, compose, record_of
+from fxprune.record import attach, extended
 from fxprune.solve.plans import removed_channels, to_plan
 from fxprune.solve.ratio import Solution
 from fxprune.sparse.masks import permanent
@@ -88,14 +88,13 @@ def remove_neurons(model: nn.Module, example_inputs: Any = None) -> Removed:
         return to_plan(graph, Solution(removed, share, share), "zeros")
 
     subject, plan, slim = emit_settled(subject, decide, pin=True)
-    before = record_of(model)
-    attach(slim, plan if before is None else compose(before, plan), subject.entered)
+    attach(slim, extended(model, subject.graph, inputs, plan, subject.entered))
     verified(subject, slim, plan)
     error = _check(bare, slim, inputs)
     slim.train(model.training)
     left = tuple((where, why, count) for (where, why), count in cut.left.items())
     channels = int(removed_channels(subject.graph, plan).sum())
-    return Removed(slim, plan, channels, cut.unheard, cut.unfed, cut.folded, (*left, *notes), error)
+    return Removed(cast("fx.GraphModule", slim), plan, channels, cut.unheard, cut.unfed, cut.folded, (*left, *notes), error)
 
 
 def settle(graph: ChannelGraph, wanted: Mask) -> tuple[Mask, tuple[tuple[str, str, int], ...]]:

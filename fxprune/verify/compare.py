@@ -14,26 +14,40 @@
 5. Unknown values (clause 6 of ``existence``) must not be outputs, and are not compared; nor is memory that nothing has written to.
 6. A value without elements says nothing about its other sizes: the slim value must be without elements too, whatever they are.
 7. Where a value differs and the program has drawn random numbers before, the error says so: the slim program draws others.
+8. Where the operands of a call agree within ``rtol`` and a result that is not floating differs, an operator that is not continuous has decided
+   upon rounding (a tie, a value at a threshold), if the slim program's call gives the original's result on the original's operands. Then
+   nothing is wrong with either program, and both go on with one decision (where the caller asks for it).
 """
 
 from __future__ import annotations
 
 import math
 from bisect import insort
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 from fxprune.errors import VerificationError
 from fxprune.plan import Plan
+from fxprune.verify.call import tensors
 from fxprune.verify.existence import ALIVE, DEAD, full, has_dead, is_unknown, is_unwritten, mask_of
 
 SLACK = 1000.0
 CANCELLED = 1e-7
 APART = 1e4
+
+
+Step = tuple[list[Tensor], list[Tensor]]
+
+
+class Named(Protocol):
+    """A node of a graph, or a call of an eager module."""
+
+    @property
+    def name(self) -> str: ...
 
 
 class Comparison:
@@ -49,13 +63,45 @@ class Comparison:
         self.sizes: list[float] = sorted(filter(None, map(_size, state)))
         self.noise = ""
         self.permuted = any(list(rows) != sorted(rows) for dims in plan.kept.values() for rows in dims.values())
-        self.compared = self.outputs = 0
+        self.compared = self.outputs = self.empty = 0
         self.outputs_error = 0.0
         self.worst = (0.0, "")
         self.skipped: list[str] = []
         self.reordered: list[str] = []
+        self.settled: list[str] = []
 
-    def inner(self, node: fx.Node, expected: Any, got: Any) -> None:
+    def decided(self, node: Named, expected: Step, got: Step, again: Callable[[list[Tensor]], Any]) -> Any:
+        """What the slim program goes on with where it has only decided otherwise upon rounding (clause 7); None everywhere else.
+
+        Args:
+            node: the call.
+            expected: operands and values of the original's call.
+            got: those of the slim program's.
+            again: makes the slim program's call with other operands.
+        """
+        apart = [
+            a.shape != b.shape or not torch.equal(a, b)
+            for a, b in zip(expected[1], got[1], strict=False)
+            if not a.is_floating_point() or a.shape != b.shape
+        ]
+        involved = (*expected[0], *expected[1])
+        if not any(apart) or len(expected[0]) != len(got[0]) or any(mask_of(a) is not None or is_unknown(a) for a in involved):
+            return None
+        if any(
+            a.shape != b.shape or not relative_error(a, b, self.floor) <= self.rtol
+            for a, b in zip(expected[0], got[0], strict=True)
+        ):
+            return None
+        result = again(expected[0])
+        found = tensors(result)
+        same = len(found) == len(expected[1]) and all(
+            a.shape == b.shape and relative_error(a, b, self.floor) <= self.rtol for a, b in zip(expected[1], found, strict=True)
+        )
+        if same:
+            self.settled.append(node.name)
+        return result if same else None
+
+    def inner(self, node: Named, expected: Any, got: Any) -> None:
         """Compare the values of two corresponding nodes."""
         pairs = [(a, b) for a, b in _paired(expected, got) if not is_unknown(a)]
         if any(is_unwritten(a) for a, _ in pairs):
@@ -70,7 +116,7 @@ class Comparison:
             self.compared += 1
         self._note(node.name, max((e for e in errors if e is not None), default=0.0), SLACK * self.rtol)
 
-    def output(self, node: fx.Node, expected: Any, got: Any) -> None:
+    def output(self, node: Named, expected: Any, got: Any) -> None:
         """Compare what the two programs return."""
         for a, b in _paired(expected, got):
             if is_unknown(a):
@@ -89,6 +135,7 @@ class Comparison:
             _same_shape(tuple(a.shape), b)
             error = relative_error(a, b, self.floor)
             self.outputs += 1
+            self.empty += a.numel() == 0
             self.outputs_error = max(self.outputs_error, error)
             self._note(node.name, error, self.rtol)
 
@@ -133,7 +180,7 @@ class Comparison:
         if a.numel() == 0:
             if b.ndim != a.ndim or b.numel():
                 raise _shape_error(str(tuple(a.shape)), b)
-            return 0.0
+            return None  # nothing to compare
         a, b = _narrowed(a, b)
         if mask is None:
             _same_shape(tuple(a.shape), b)

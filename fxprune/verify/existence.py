@@ -136,6 +136,8 @@ def meet(parts: Sequence[tuple[Mask, Sequence[int]]]) -> Mask:
     if all(mask is None for mask, _ in parts):
         return None
     shape = torch.broadcast_shapes(*(tuple(size) for _, size in parts))
+    if 0 in shape:
+        return None  # there are no elements to disagree
     aligned = [(_align(mask, len(shape)), size) for mask, size in parts]
     result = aligned[0][0]
     for mask, _ in aligned[1:]:

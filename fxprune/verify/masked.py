@@ -33,6 +33,7 @@ from fxprune.verify import (
     rules_pointwise,
     rules_reduction,
     rules_spatial,
+    rules_vision,
 )
 from fxprune.verify.call import RULES, Call, Rule, operator_name, returns_view, tensors, writes_self
 from fxprune.verify.existence import (
@@ -54,6 +55,7 @@ from fxprune.verify.rules_pointwise import pointwise
 FAMILIES = (
     *(rules_attention, rules_contraction, rules_indexing, rules_movement, rules_norm, rules_pointwise, rules_reduction),
     rules_spatial,
+    rules_vision,
 )
 _BEGINS = frozenset((*SOURCES, "constant_pad_nd"))  # they make wild elements out of operands without a mask
 _SILENT = frozenset(("_local_scalar_dense", "item", "_assert_async", "_assert_tensor_metadata", "sym_size", "size", "is_nonzero"))

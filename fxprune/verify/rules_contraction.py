@@ -41,6 +41,8 @@ def channel_states(value: Tensor, dim: int, name: str) -> Tensor:
     """The states ``(channels,)`` of a value whose existence varies along one dimension only (clause 6)."""
     mask = mask_of(value)
     size = value.shape[dim]
+    if value.numel() == 0:  # a value without elements (a batch of nothing) agrees with everything
+        return uniform(WILD, 1, value.device).expand(size)
     if mask is None:
         return uniform(ALIVE, 1, value.device).expand(size)
     rows = mask.movedim(dim, 0).reshape(mask.shape[dim], -1)
@@ -74,7 +76,7 @@ def agree(left: Tensor, right: Tensor, drops: bool = False) -> None:
 
 def product_mask(call: Call, left: Tensor, right: Tensor) -> Mask:
     """The mask of ``left @ right``, both with at least two dimensions (clauses 2 to 5)."""
-    if mask_of(left) is None and mask_of(right) is None:
+    if (mask_of(left) is None and mask_of(right) is None) or not left.numel() or not right.numel():
         return None
     a, b = (uniform(ALIVE, t.ndim, t.device) if (m := mask_of(t)) is None else m for t in (left, right))
     ka, kb = a.amax(-2), b.amax(-1)

@@ -40,6 +40,8 @@ class Evidence:
         shapes_checked: True if every compared node's shape was held against the plan.
         worst_node: the node with the greatest error, inner nodes included.
         worst_error: its error.
+        outputs_empty: how many of the outputs have no elements (a detector that found nothing): they are no evidence, the nodes are.
+        nodes_settled: names of calls that decided upon rounding, a tie or a value at a threshold (clause 7 of ``compare``).
     """
 
     max_relative_error: float
@@ -52,13 +54,16 @@ class Evidence:
     shapes_checked: bool
     worst_node: str
     worst_error: float
+    outputs_empty: int = 0
+    nodes_settled: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """One line for people."""
         skipped = f", {len(self.nodes_skipped)} skipped" if self.nodes_skipped else ""
         plural = "s" * (self.outputs_compared != 1)
+        empty = f" ({self.outputs_empty} of them empty)" if self.outputs_empty else ""
         return (
-            f"verified: {self.outputs_compared} output{plural} and {self.nodes_compared} nodes "
+            f"verified: {self.outputs_compared} output{plural}{empty} and {self.nodes_compared} nodes "
             f"equal the masked original in {self.dtype} (outputs within {self.max_relative_error:.1e}, "
             f"worst node {self.worst_node!r} {self.worst_error:.1e}{skipped}; {self.seconds:.2f} s)"
         )
@@ -79,7 +84,7 @@ def run_masked(
         PlanMismatchError: the plan does not belong to the module.
     """
     with quiet():
-        program = _masked_program(original, plan, args, kwargs or {}, _dtype(dtype))
+        program = _masked_program(original, plan, args, kwargs or {}, floating_dtype(dtype))
         value: Any = None
         while not program.done:
             _, value = program.step()
@@ -103,7 +108,7 @@ def verify_slim(
         PlanMismatchError: the plan does not belong to the original.
     """
     began = time.perf_counter()
-    dtype = _dtype(dtype)
+    dtype = floating_dtype(dtype)
     with quiet():
         masked = _masked_program(original, plan, args, kwargs or {}, dtype)
         small, _ = replica(slim, dtype)
@@ -111,6 +116,11 @@ def verify_slim(
         other.mode = OneDtype(dtype)
         state = [*masked.module.parameters(), *tensors([masked.args, masked.kwargs])]
         result = _lockstep(masked, other, Comparison(plan, rtol, state))
+    return evidence_of(result, dtype, time.perf_counter() - began)
+
+
+def evidence_of(result: Comparison, dtype: torch.dtype, seconds: float) -> Evidence:
+    """What a finished comparison has seen."""
     return Evidence(
         max_relative_error=result.outputs_error,
         nodes_compared=result.compared,
@@ -118,14 +128,16 @@ def verify_slim(
         nodes_reordered=tuple(result.reordered),
         outputs_compared=result.outputs,
         dtype=str(dtype).removeprefix("torch."),
-        seconds=time.perf_counter() - began,
+        seconds=seconds,
         shapes_checked=True,
         worst_node=result.worst[1],
         worst_error=result.worst[0],
+        outputs_empty=result.empty,
+        nodes_settled=tuple(result.settled),
     )
 
 
-def _dtype(dtype: torch.dtype | str) -> torch.dtype:
+def floating_dtype(dtype: torch.dtype | str) -> torch.dtype:
     found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
         raise VerificationError(

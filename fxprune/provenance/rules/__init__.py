@@ -21,6 +21,7 @@ from fxprune.provenance.rules import (
     recurrent,
     reduction,
     spatial,
+    vision,
 )
 from fxprune.provenance.tracker import Rule, Tracker, data_dependent
 
@@ -33,6 +34,7 @@ TABLE: dict[str, Rule] = {
     **indexing.RULES,
     **creation.RULES,
     **recurrent.RULES,
+    **vision.RULES,
     **pointwise.RULES,
 }
 

@@ -6,6 +6,8 @@
 3. Looking up rows (embedding) carries the columns' factor; rows cannot go.
 4. Scattering keeps the destination's factors and couples the source's like an elementwise operator; factors along the scattered
    dimension are pinned.
+5. Writing at positions (``x[index] = y``) keeps the destination's factors and couples those of what is written with them; factors along
+   indexed dimensions are pinned. A mask of which only a run knows what it picks is no list of positions: it has no rule.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fxprune.provenance.factor import compress, support
+from fxprune.provenance.factor import Value, align, compress, overlaps, support
 from fxprune.provenance.rules.movement import expanded
 from fxprune.provenance.tracker import Rule, Tracker
 
@@ -127,7 +129,39 @@ def scatter(t: Tracker, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) 
     return t.bind(func(*args, **kwargs), merged)
 
 
+def put(t: Tracker, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """Clause 5: ``index_put(x, indices, values)`` and its in-place form."""
+    x, indices, written = args[:3]
+    value, dims = t.value(x), _indexed(func, x, [indices])
+    if any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in indices):
+        t.ledger.missing(func._schema.name, [ids for operand in (x, written) for ids in t.value(operand).factors])
+        return x if func._schema.is_mutable else func(*args, **kwargs)
+    region = torch.ops.aten.index.Tensor(torch.empty(value.shape, device="meta"), [_on_meta(i) for i in indices])
+    anywhere = [None if i is None else torch.zeros((1,) * i.dim(), dtype=torch.int64) for i in indices]
+    there, kept = [], []
+    for ids in value.factors:
+        if any(d in dims for d in support(ids)):
+            t.ledger.pin(ids, "written to at positions along these channels")
+        else:
+            kept.append(ids)
+            there.append(torch.ops.aten.index.Tensor(expanded(ids, ids.shape), anywhere).numpy())
+    written_ids = [align(ids, region.dim()) for ids in t.value(written).factors]
+    merged = t.merge(tuple(region.shape), [Value(tuple(region.shape), tuple(there)), t.value(written)])
+    factors = []
+    for own, seen in zip(kept, there, strict=True):
+        # What was made to be written to (zeros) has the channels of what is written.
+        if any(overlaps(seen, ids) for ids in merged):
+            better = [ids for ids in written_ids if ids.size == seen.size and overlaps(ids, seen) and not t.ledger.is_fresh(ids)]
+            factors.append(better[0].reshape(own.shape) if better and t.ledger.is_fresh(own) else own)
+    return t.bind(x if func._schema.is_mutable else func(*args, **kwargs), factors)
+
+
+def _on_meta(index: Tensor | None) -> Tensor | None:
+    return None if index is None else torch.empty(index.shape, dtype=index.dtype, device="meta")
+
+
 RULES: dict[str, Rule] = {
+    **dict.fromkeys("index_put _index_put_impl _unsafe_index_put".split(), put),
     **dict.fromkeys("index index_select gather _unsafe_index take_along_dim".split(), take),
     "embedding": embedding,
     **dict.fromkeys(("_embedding_bag", "_embedding_bag_forward_only"), embedding_bag),

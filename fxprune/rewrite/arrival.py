@@ -129,6 +129,10 @@ class Arrival:
     def interleave(self) -> None:
         """Seen in what arrives."""
 
+    def in_blocks(self) -> bool:
+        """As the analysis wrote down."""
+        return self.node in self.blocks
+
     def is_fresh(self, ids: Ids) -> bool:
         return int(ids.flat[0]) in self.unproduced
 

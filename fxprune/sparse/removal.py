@@ -113,6 +113,11 @@ def settle(graph: ChannelGraph, wanted: Mask) -> tuple[Mask, tuple[tuple[str, st
             least = removed[balance.blocks].sum(1).min()
             for block in balance.blocks:
                 removed[block[removed[block]][least:]] = False
+        for block in graph.program.recorder.blocks:  # a head or a convolution's group goes as a whole, with its owner
+            rows, owner = graph.closed.component[block.rows], graph.closed.component[block.owner]
+            dead = removed[rows].all(1)
+            removed[owner[~dead]] = False
+            removed[rows[dead & ~removed[owner], 0]] = False
         if (before == removed).all():
             break
     stay = wanted & ~removed

@@ -30,7 +30,7 @@ Rows = dict[int, tuple[int, ...]]
 def _plan(module: nn.Module) -> Plan | None:
     if not isinstance(module, fx.GraphModule):
         return None
-    found = module.meta.get("fxprune") or module.__dict__.get("_fxprune_plan")
+    found = getattr(module.meta.get("fxprune"), "plan", None)
     return found if isinstance(found, Plan) else None
 
 

@@ -24,7 +24,9 @@ from tests.reference.zeroed import zeroed
 def test_an_empty_plan_returns_an_equal_program(program: Program) -> None:
     model, inputs = network(Case(program))
     same = fxprune.apply(model, Plan({}, {}), inputs)
-    assert relative_error(run(same, inputs), run(model, inputs)) == 0.0
+    # Attention is legalized: the same sums, by another kernel.
+    legalized = any(isinstance(module, torch.nn.MultiheadAttention) for module in model.modules())
+    assert relative_error(run(same, inputs), run(model, inputs)) <= (1e-13 if legalized else 0.0)
     original = model.state_dict()
     assert all(torch.equal(value, original[name]) for name, value in same.state_dict().items())
     assert fxprune.plan_of(same).empty

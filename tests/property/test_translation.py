@@ -7,6 +7,7 @@ Two oracles: the zeroed network (tests.reference.zeroed), exact where nothing mi
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import torch
 from hypothesis import given, settings
@@ -136,7 +137,8 @@ def test_most_networks_can_be_pruned() -> None:
     @settings(share(1), derandomize=True, database=None)
     @given(cases(mixing=False))
     def collect(case: Case) -> None:
-        c = compiled(case)
+        # The drawn floors, multiples and names to keep often leave these small networks nothing that may go.
+        c = compiled(replace(case, ratio=0.5, floor=0.1, round_to=1, keep=()))
         gone.append(c is not None and not c.plan.empty)
 
     collect()

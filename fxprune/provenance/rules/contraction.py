@@ -10,7 +10,7 @@
    (``smear``); what varies only along space is carried by a pointwise window and pinned otherwise.
 5. A grouped convolution is block-diagonal: channel c = (block, j) of the input meets entry j in the rows of its block. A block keeps
    as many as its siblings, on either side, or goes as a whole on both.
-6. Depthwise (one input channel per block): the input channel and its outputs live and die together. With several outputs per input at
+6. Depthwise (one input channel per block, not only one that is left): the input channel and its outputs live and die together. With several outputs per input at
    least two inputs stay: a convolution with one group would be another kind of layer, with other couplings, in a second round.
 """
 
@@ -197,7 +197,9 @@ def _weight_factors(t: Tracker, value: Value, transposed: bool, groups: int) -> 
             t.ledger.pin(ids, "varies along a convolution's window only")
             continue
         flat = ids.reshape(ids.shape[0], ids.shape[1])
-        if dims == (0,):
+        # Of blocks with one channel left each, the ids run along the rows like those of the rows themselves, which come first.
+        blocked = dims == (0,) and (source if transposed else target) is not None and t.ledger.in_blocks()
+        if dims == (0,) and not blocked:
             rows = flat[:, 0]
             source, target = (
                 (_join(t, source, rows.reshape(groups, 1, -1)), target) if transposed else (source, _join(t, target, rows))
@@ -227,7 +229,7 @@ def _blocks(
 ) -> Ids | None:
     """Couple the input side (clauses 2, 5, 6) and return the ids of the output channels."""
     per_in, per_out = ins // groups, outs // groups
-    if groups > 1 and per_in == 1:
+    if groups > 1 and per_in == 1 and not t.ledger.in_blocks():
         return _depthwise(t, channel, source, target, groups, per_out)
     if source is None and ins > 1:
         for ids in channel:

@@ -10,8 +10,9 @@
    (``smear``); what varies only along space is carried by a pointwise window and pinned otherwise.
 5. A grouped convolution is block-diagonal: channel c = (block, j) of the input meets entry j in the rows of its block. A block keeps
    as many as its siblings, on either side, or goes as a whole on both.
-6. Depthwise (one input channel per block, not only one that is left): the input channel and its outputs live and die together. With several outputs per input at
-   least two inputs stay: a convolution with one group would be another kind of layer, with other couplings, in a second round.
+6. Depthwise (one input channel per block, not only one that is left): the input channel and its outputs live and die together. With
+   several outputs per input at least two inputs stay: a convolution with one group would be another kind of layer, with other couplings, in
+   a second round.
 """
 
 from __future__ import annotations

@@ -249,6 +249,8 @@ POINTWISE = {
     **{name: Case(lambda _, x, name=name: x + 0.0 * getattr(x * 1, name)()) for name in
        ("uniform_", "normal_", "bernoulli_", "random_", "exponential_")},
     "native_dropout": Case(lambda _, x: aten.native_dropout(x, 0.0, False)[0]),
+    **{name: Case(lambda _, x, name=name: getattr(aten, name)(x * 1, [torch.tensor([0])], x[:1] * 2.0)) for name in
+       ("index_put", "_unsafe_index_put", "_index_put_impl")},
 }  # fmt: skip
 
 CASES: dict[str, Case] = {
@@ -261,6 +263,7 @@ NOISE = frozenset("rand_like randn_like randint_like bernoulli bernoulli_ unifor
 
 COMPOSITE = "decomposes before a dispatch mode sees it"
 ON_META = "decomposes on meta tensors"
+ON_NUMBERS = "its boxes or shapes are numbers that only an eager run knows: tests/models/test_detection.py"
 # Entries that no case reaches, and why. test_rules.py checks the composite ones against the dispatcher.
 UNREACHABLE: dict[str, str] = {
     **dict.fromkeys(
@@ -273,6 +276,8 @@ UNREACHABLE: dict[str, str] = {
         "linear avg_pool1d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d softmax log_softmax".split(), ON_META
     ),
     "lp_pool2d": "no ATen operator of that name",
+    **dict.fromkeys("nonzero masked_select _unique2 unique_dim unique_consecutive".split(), ON_NUMBERS),
+    **dict.fromkeys(("torchvision::nms", "torchvision::roi_align", "torchvision::roi_pool"), ON_NUMBERS),
     "detach_": "nothing to do without gradients, and not dispatched",
     "_resize_output_": "called by kernels with out= only",
     "cudnn_batch_norm": "CUDA only",

@@ -79,7 +79,8 @@ def _stages(case: Case, record: Record, report: Report) -> None:
         record["first_plan"] = _described(error)["error"]
         slim = fxprune.slim(model, RATIO, inputs, verify=True)
         evidence = fxprune.verify(model, slim, inputs)
-    record |= {"verified_error": evidence.max_relative_error, "verified_in": evidence.dtype}
+    record |= {"verified_error": evidence.max_relative_error, "verified_in": evidence.dtype, "worst_inside": evidence.worst_error}
+    record |= {"outputs": evidence.outputs_compared, "outputs_empty": evidence.outputs_empty}
     plan = fxprune.plan_of(slim)
     record["achieved"] = round(plan.achieved, 4)
     record["notes"] = list(dict.fromkeys([*record["notes"], *plan.notes]))

@@ -107,6 +107,15 @@ def _unverified(rows: Rows) -> list[str]:
     return ["Not verified:\n", "\n".join(lines) + "\n"]
 
 
+def _error(row: dict[str, Any]) -> str:
+    """The greatest error of an output; of inner values where all outputs are empty (no boxes)."""
+    if "verified_error" not in row:
+        return ""
+    if row.get("outputs_empty") and row["outputs_empty"] == row.get("outputs"):
+        return f"inside {row['worst_inside']:.0e}, outputs empty"
+    return f"{row['verified_error']:.0e}" + (" (float32)" if row["verified_in"] == "float32" else "")
+
+
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     def pair(before: str, after: str, unit: float) -> str:
         if before not in row:
@@ -121,9 +130,7 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
         ", ".join(row.get("without_rule", ())),
         pair("parameters", "parameters_after", 1e6),
         pair("macs", "macs_after", 1e9),
-        f"{row['verified_error']:.0e}" + (" (float32)" if row["verified_in"] == "float32" else "")
-        if "verified_error" in row
-        else "",
+        _error(row),
         row.get("batch", ""),
         f"{row['analyze_cpu_seconds']:.2f}" if "analyze_cpu_seconds" in row else "",
         f"{row['slim_cpu_seconds']:.2f}" if "slim_cpu_seconds" in row else "",

@@ -20,8 +20,6 @@ from typing import Any
 import torch
 from torch import fx
 
-from fxprune.capture.inputs import Inputs
-from fxprune.capture.signature import signature
 from fxprune.capture.tracer import Captured
 
 Function = Callable[..., Any]
@@ -56,11 +54,11 @@ class Origin:
         return hashlib.sha256(json.dumps([shapes, [line for _, line in self.program]]).encode()).hexdigest()
 
 
-def origin(captured: Captured, inputs: Inputs, entered: frozenset[Function] = frozenset()) -> Origin:
-    """The origin of whatever is made from a captured model."""
+def origin(captured: Captured, inputs: Any, entered: frozenset[Function] = frozenset()) -> Origin:
+    """The origin of whatever is made from a captured model. ``inputs`` is their signature; tensors of ``captured`` may be on meta."""
     shapes = {name: tuple(tensor.shape) for name, tensor in captured.tensors.items()}
     names = tuple(sorted(map(_name, entered)))
-    return Origin(captured.name, captured.how, shapes, tuple(_program(captured)), signature(inputs, captured.root), names)
+    return Origin(captured.name, captured.how, shapes, tuple(_program(captured)), inputs, names)
 
 
 def _program(captured: Captured) -> Iterator[tuple[str, str]]:

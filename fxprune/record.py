@@ -16,6 +16,7 @@ from typing import Any
 from torch import fx, nn
 
 from fxprune.capture.inputs import Inputs
+from fxprune.capture.signature import signature
 from fxprune.graph.channels import ChannelGraph
 from fxprune.origin import Origin, origin
 from fxprune.plan import Plan
@@ -42,14 +43,39 @@ def sizes(graph: ChannelGraph) -> dict[str, dict[int, int]]:
     return found
 
 
+class Later:
+    """An origin that is worked out when somebody asks for it (it takes longer than much of a compile), or when it is pickled."""
+
+    def __init__(self, make: Callable[[], Origin]) -> None:
+        self._make = make
+        self._made: Origin | None = None
+
+    def __call__(self) -> Origin:
+        if self._made is None:
+            self._made = self._make()
+        return self._made
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _known, (self(),)
+
+
+def _known(origin: Origin) -> Origin:
+    return origin
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """Clauses 2 and 3, and the functions that were entered when the model before the last round was captured."""
 
     plan: Plan
     rounds: tuple[Plan, ...]
-    origin: Origin
+    source: Origin | Later
     entered: frozenset[Function] = frozenset()
+
+    @property
+    def origin(self) -> Origin:
+        """Clause 3."""
+        return self.source() if isinstance(self.source, Later) else self.source
 
     def __deepcopy__(self, _memo: object) -> Record:
         return self  # immutable
@@ -59,8 +85,10 @@ def extended(model: nn.Module, graph: ChannelGraph, inputs: Inputs, final: Plan,
     """The record of what ``final`` makes of ``model``."""
     before = record_of(model)
     if before is None:
-        return Record(final, (final,), origin(graph.program.captured, inputs, entered), entered)
-    return Record(compose(before.plan, final), (*before.rounds, final), before.origin, entered)
+        captured = replace(graph.program.captured, root=graph.program.hollow)
+        described = signature(inputs, graph.program.captured.root)
+        return Record(final, (final,), Later(lambda: origin(captured, described, entered)), entered)
+    return Record(compose(before.plan, final), (*before.rounds, final), before.source, entered)
 
 
 def attach(slim: nn.Module, record: Record) -> None:

@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
-from fxprune.capture.clone import named_tensors, walk
+from fxprune.capture.clone import clone, named_tensors, to_meta, walk
 from fxprune.capture.eager import EagerCaptured, tensors_in
 from fxprune.capture.inputs import Inputs
 from fxprune.errors import FxpruneError, InputError
@@ -201,7 +201,8 @@ def interpret_eager(captured: EagerCaptured, inputs: Inputs) -> EagerProgram:
         more = f" and {len(unreached) - 3} more" if len(unreached) > 3 else ""
         note = f"not reached by the example inputs, and left as they are: {', '.join(unreached[:3])}{more}"
         captured = replace(captured, notes=(*captured.notes, note))
-    return EagerProgram(captured, recorder, nodes, roots, tuple(calls), given, unreached, shadowing.told)
+    hollow = clone(captured.root, to_meta)
+    return EagerProgram(captured, recorder, nodes, roots, hollow, tuple(calls), given, unreached, shadowing.told)
 
 
 def _kept(real: Tensor) -> Tensor | None:

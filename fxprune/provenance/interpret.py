@@ -36,12 +36,13 @@ OnNode = Callable[[fx.Node, Any], None]
 
 @dataclass(frozen=True, slots=True)
 class Interpreted:
-    """A recorded run: what every node computes (clause 2) and what the ledger took down."""
+    """A recorded run: what every node computes (clause 2) and what the ledger took down; ``hollow`` is the root without numbers."""
 
     captured: Captured
     recorder: Recorder
     nodes: Mapping[str, Any]
     roots: Mapping[str, tuple[Ids, ...]]
+    hollow: nn.Module
 
 
 def interpret(captured: Captured, inputs: Inputs) -> Interpreted:
@@ -73,7 +74,7 @@ def interpret(captured: Captured, inputs: Inputs) -> Interpreted:
         nodes[node.name] = as_values(result, tracker)
 
     run(captured.graph, root, tracker, inputs.on_meta(), keep)
-    return Interpreted(captured, recorder, nodes, roots)
+    return Interpreted(captured, recorder, nodes, roots, root)
 
 
 def evaluation_clone(root: nn.Module, tensor: Callable[[str, Tensor], Tensor]) -> nn.Module:

@@ -14,13 +14,13 @@ class Stateful(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, 8, 3, padding=1)
-        self.block = nn.Sequential(nn.BatchNorm2d(8), nn.ReLU(inplace=True))
+        self.conv1 = nn.Conv2d(3, 16, 3, padding=1)
+        self.block = nn.Sequential(nn.BatchNorm2d(16), nn.ReLU(inplace=True))
         self.same = self.block[0]
-        self.conv2 = nn.Conv2d(8, 8, 3, padding=1, groups=2)
-        self.fc = nn.Linear(8, 4)
-        self.register_buffer("scale", torch.rand(8, 1, 1) + 0.5)
-        self.register_buffer("shift", torch.rand(8, 1, 1), persistent=False)
+        self.conv2 = nn.Conv2d(16, 16, 3, padding=1, groups=2)
+        self.fc = nn.Linear(16, 4)
+        self.register_buffer("scale", torch.rand(16, 1, 1) + 0.5)
+        self.register_buffer("shift", torch.rand(16, 1, 1), persistent=False)
         self.register_buffer("steps", torch.tensor(3))
         self.last = torch.arange(4.0)
 

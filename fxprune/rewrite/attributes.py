@@ -16,7 +16,7 @@ from fxprune.errors import RewriteError
 
 
 def from_weights(module: nn.Module, original: nn.Module, groups: int = 0) -> None:
-    """Clause 1, in place on the slim clone's module. ``groups``: how many groups of a grouped convolution live, where that is known."""
+    """Clause 1, in place on the slim clone's module. ``groups``: how many groups of a convolution or group norm live, if known."""
     if isinstance(module, nn.modules.conv._ConvNd):
         _convolution(module, original, groups)
     elif isinstance(module, nn.Linear):
@@ -31,7 +31,7 @@ def from_weights(module: nn.Module, original: nn.Module, groups: int = 0) -> Non
             _set(module, normalized_shape=tuple(module.weight.shape))
     elif isinstance(module, nn.GroupNorm):
         if isinstance(module.weight, Tensor):
-            _set(module, num_channels=module.weight.shape[0])
+            _set(module, num_channels=module.weight.shape[0], num_groups=groups or module.num_groups)
     elif isinstance(module, nn.PReLU):
         _set(module, num_parameters=module.weight.shape[0])
     elif isinstance(module, (nn.Embedding, nn.EmbeddingBag)):

@@ -35,7 +35,7 @@ from fxprune.provenance.shadow import Shadowing
 from fxprune.rewrite import attributes
 from fxprune.rewrite.arrival import Arrival, OrderConflictError, by_node
 from fxprune.rewrite.emit import PASSES, Emitted
-from fxprune.rewrite.slicing import LARGEST_CHUNK, like, live_blocks, silence, slim_factors, take
+from fxprune.rewrite.slicing import LARGEST_CHUNK, like, living, silence, slim_factors, take
 
 Order = Mapping[Axis, Ids]
 BARE = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase, nn.Unflatten)
@@ -110,9 +110,9 @@ def _sliced(
 def _attributes(
     root: nn.Module, originals: Sequence[tuple[str, nn.Module]], by_name: Mapping[str, list[Axis]], order: Order
 ) -> None:
-    living = {a.name: len(live_blocks(a, order)) for axes in by_name.values() for a in axes if a.blocks > 1}
+    groups = living(originals, by_name, order)
     for (name, module), (_, original) in zip(walk(root), originals, strict=True):
-        attributes.from_weights(module, original, living.get(f"{name}.weight" if name else "weight", 0))
+        attributes.from_weights(module, original, groups.get(name, 0))
 
 
 @dataclass(slots=True)

@@ -33,7 +33,7 @@ from fxprune.rewrite import attributes, foreseen, literals
 from fxprune.rewrite.arrival import Arrival, OrderConflictError, by_node
 from fxprune.rewrite.materialize import assemble, fill
 from fxprune.rewrite.passes import Pass, compare, predict, shapes
-from fxprune.rewrite.slicing import live_blocks, slim_shape
+from fxprune.rewrite.slicing import living, slim_shape
 
 PASSES = 8
 
@@ -115,9 +115,9 @@ def _run(
         else:
             state.bind(name, tensor)
     with torch.no_grad():
-        living = {a.name: len(live_blocks(a, arrival.order)) for axes in by_name.values() for a in axes if a.blocks > 1}
+        groups = living(captured.modules, by_name, arrival.order)
         for (name, module), (_, original) in zip(modules, captured.modules, strict=True):
-            attributes.from_weights(module, original, living.get(f"{name}.weight" if name else "weight", 0))
+            attributes.from_weights(module, original, groups.get(name, 0))
     return _nodes(state, inputs.on_meta()), root
 
 

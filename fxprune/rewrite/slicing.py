@@ -35,6 +35,21 @@ def live_blocks(axis: Axis, order: Mapping[Axis, Ids]) -> Ids:
     return np.unique(order[axis] // (axis.size // axis.blocks))
 
 
+def living(
+    originals: Sequence[tuple[str, nn.Module]], by_name: Mapping[str, Sequence[Axis]], order: Mapping[Axis, Ids]
+) -> dict[str, int]:
+    """How many groups live, by the names of grouped convolutions and affine group norms."""
+    found = {}
+    for name, module in originals:
+        norm = module.num_groups if isinstance(module, nn.GroupNorm) else 1
+        for axis in by_name.get(f"{name}.weight" if name else "weight", ()):
+            if norm > 1:
+                found[name] = len(np.unique(order[axis] // (axis.size // norm)))
+            elif axis.blocks > 1:
+                found[name] = len(live_blocks(axis, order))
+    return found
+
+
 def slim_factors(shape: Sequence[int], axes: Sequence[Axis], order: Mapping[Axis, Ids]) -> list[Ids]:
     """The factors of a slim tensor: the original atoms that stand along each of its dimensions."""
     rank, factors = len(shape), []

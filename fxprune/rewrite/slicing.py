@@ -3,8 +3,8 @@
 1. ``order[axis]`` lists the surviving atoms of an axis in the order in which they stand in the slim tensor; by default ascending.
 2. An axis with several blocks of rows (plan.py, clause 3) keeps equally many atoms in each block that lives; rows gather their own
    block's. A block without atoms has no rows either.
-3. Only survivors are copied: tensors of more than ``chunk`` bytes are gathered by ranges of rows, so the peak stays close to the
-   slim tensor's own size. Nothing of the result shares storage with the original.
+3. Only survivors are copied: tensors of more than ``chunk`` bytes are gathered by ranges of rows, or in runs of neighbours with an index of
+   at most that size, so the peak stays close to the slim tensor's own size. Nothing of the result shares storage with the original.
 4. Silent atoms (plan.py, clause 4) are zeroed in the tensors that read them.
 """
 
@@ -20,6 +20,7 @@ from fxprune.provenance.factor import Ids
 from fxprune.provenance.ledger import Axis
 
 SMALLEST_CHUNK, LARGEST_CHUNK = 1 << 16, 1 << 24
+SHORTEST_RUN = 32  # bytes
 
 
 def slim_shape(shape: Sequence[int], axes: Sequence[Axis], order: Mapping[Axis, Ids]) -> tuple[int, ...]:
@@ -115,6 +116,8 @@ def take(
     result = torch.empty(shape, dtype=source.dtype, device=source.device)
     if source.dim() == 4 and source.is_contiguous(memory_format=torch.channels_last) and not source.is_contiguous():
         result = result.contiguous(memory_format=torch.channels_last)
+    if blocked is None and source.is_contiguous() and source.dim() > 1 and _in_runs(source, index, result, chunk):
+        return result
     step = max(1, chunk // max(1, source[0].numel() * source.element_size()))
     for start in range(0, shape[0], step):
         stop = min(shape[0], start + step)
@@ -131,6 +134,32 @@ def take(
                 part = part.index_select(dim, chosen)
         result[start:stop] = part
     return result
+
+
+def _in_runs(source: Tensor, index: Sequence[Tensor | None], result: Tensor, chunk: int) -> bool:
+    """Gather rows and columns at once, in runs of neighbouring numbers; False where runs are too short for that to be cheaper."""
+    rows, columns = index[0], index[1]
+    if columns is None or any(i is not None for i in index[2:]) or source.device.type != "cpu":
+        return False
+    wide, inner = source.shape[1], source[0, 0].numel() if source.numel() else 0
+    run = _run(columns.numpy(), wide)
+    if run * inner * source.element_size() < SHORTEST_RUN:
+        return False
+    blocks = columns[::run] // run
+    flat, into = source.view(-1, run * inner), result.view(-1, run * inner)
+    step = max(1, chunk // (8 * len(blocks)))
+    for start in range(0, result.shape[0], step):
+        stop = min(result.shape[0], start + step)
+        chosen = torch.arange(start, stop) if rows is None else rows[start:stop]
+        places = (chosen[:, None] * (wide // run) + blocks).view(-1)
+        torch.index_select(flat, 0, places, out=into[start * len(blocks) : stop * len(blocks)])
+    return True
+
+
+def _run(columns: Ids, wide: int) -> int:
+    """The greatest length that divides all runs of neighbours among these columns, their beginnings and ``wide``."""
+    starts = np.flatnonzero(np.diff(columns, prepend=-2) != 1)
+    return int(np.gcd.reduce(np.concatenate([[wide, len(columns)], starts, columns[starts]])))
 
 
 def silence(

@@ -199,3 +199,20 @@ def test_like(grad: bool) -> None:
     assert type(new) is nn.Parameter
     assert new.requires_grad == grad
     assert type(like(torch.zeros(3), torch.zeros(2))) is Tensor
+
+
+@share(0.3)
+@given(st.data())
+def test_runs_of_neighbours_are_gathered_together(data: st.DataObject) -> None:
+    """What a flatten leaves of channels: runs of neighbouring columns, in any order, of weights with and without a window."""
+    run, channels, rows = data.draw(st.sampled_from([1, 3, 8, 49])), data.draw(st.integers(2, 9)), data.draw(st.integers(2, 7))
+    window = data.draw(st.sampled_from([(), (3, 3)]))
+    shape = (rows, channels * run, *window)
+    axes = axes_of(shape, (0, 1))
+    keep = data.draw(st.lists(st.integers(0, channels - 1), min_size=1, unique=True))
+    columns = (np.array(keep)[:, None] * run + np.arange(run)).ravel()
+    order = {axes[0]: np.sort(data.draw(st.permutations(range(rows)))[: rows // 2 + 1]), axes[1]: columns}
+    source = torch.randn(shape, dtype=torch.float64)
+    for chunk in (8, 1 << 20):
+        taken = take(source, axes, order, chunk)
+        assert np.array_equal(taken.numpy(), source.numpy()[order[axes[0]]][:, columns])

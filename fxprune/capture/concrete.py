@@ -267,12 +267,14 @@ class ConcreteTracer(ChannelTracer):
         if str(node.target).endswith("training") and node.op == "get_attr":
             return False
         args, kwargs = arguments(node, self._known)
-        self._busy = True
+        asking, self._busy = builtins.isinstance, True
+        builtins.isinstance = IS_INSTANCE  # no proxies in here, and torch asks a lot
         try:
             with self._fake, torch.no_grad():
                 return self._run(node, args, kwargs)
         finally:
             self._busy = False
+            builtins.isinstance = asking
 
     def _known(self, node: fx.Node) -> Any:
         if node not in self.values:

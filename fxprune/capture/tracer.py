@@ -129,6 +129,18 @@ class ChannelTracer(fx.Tracer):
             return forward(*args, **kwargs)
         return super().call_module(m, forward, args, kwargs)
 
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """The same as fx's, which looks through all names for every read."""
+        if issubclass(type(attr_val), Tensor):
+            if not hasattr(self, "_names"):
+                self._names = {id(t): (name, t) for name, t in named_tensors(walk(self.root)).items()}
+            name, known = self._names.get(id(attr_val), ("", None))
+            if known is attr_val:
+                if name not in parameter_proxy_cache:
+                    parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})
+                return parameter_proxy_cache[name]
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
     def create_arg(self, a: Any) -> Any:
         """Clause 6; plain arguments are not asked whether they are something special."""
         kind = type(a)

@@ -93,7 +93,7 @@ def plan(
         raise BudgetError("ratio is missing: the share of channels to remove, in [0, 1).", expected="[0, 1)", got=ratio)
     scored = score_groups(graph.groups, score)
     solution = solve_ratio(graph, scored, ratio, floor, round_to)
-    warn_if_large(graph.groups, scored.name, solution.removed, ratio)
+    warn_if_large(graph.groups, scored.name, solution.removed, ratio, scored.values)
     return to_plan(graph, solution, scored.name, layout)
 
 

@@ -190,31 +190,36 @@ def _distribution(name: str, ordered: Tensor, thresholds: Sequence[float], highe
     return Distribution(name, len(ordered), (marks[0], marks[1], marks[2], marks[3], marks[4]), below, spare)
 
 
-def cut_into(groups: Sequence[ChannelGroup], removed: npt.NDArray[np.bool_]) -> tuple[float, str]:
+def cut_into(
+    groups: Sequence[ChannelGroup], removed: npt.NDArray[np.bool_], gammas: Sequence[Tensor] | None = None
+) -> tuple[float, str]:
     """The largest share of a group's sum of |gamma| that the removed channels hold, in [0, 1], and the group's name (clause 4).
 
     Args:
         groups: of the channel graph.
         removed: per coupled channel; what ``ChannelGroup.channels`` counts.
+        gammas: per group, the |gamma| of its channels (sum or mean), where that is known already.
     """
-    with_gammas = [group for group in groups if group.gammas]
-    if not with_gammas:
+    chosen = [index for index, group in enumerate(groups) if group.gammas]
+    if not chosen:
         return 0.0, ""
-    held = [gamma_sum(group) for group in with_gammas]
-    mean = float(torch.cat(held).mean())
-    shares = []
-    for group, values in zip(with_gammas, held, strict=True):
-        counted = _counted(values, mean)
-        gone = counted[torch.from_numpy(removed[group.channels])]
-        shares.append((float(gone.sum() / counted.sum().clamp(min=1e-300)), group.name))
-    return max(shares)
+    held = [(gamma_sum(groups[i]) if gammas is None else gammas[i]).numpy() for i in chosen]
+    starts = np.cumsum([0, *map(len, held)])[:-1]
+    values = np.concatenate(held)
+    counted = np.where(values > NEGLIGIBLE * values.mean(), values, 0.0)
+    gone = counted * removed[np.concatenate([groups[i].channels for i in chosen])]
+    shares = np.add.reduceat(gone, starts) / np.maximum(np.add.reduceat(counted, starts), 1e-300)
+    largest = max(range(len(chosen)), key=lambda k: (shares[k], groups[chosen[k]].name))
+    return float(shares[largest]), groups[chosen[largest]].name
 
 
-def warn_if_large(groups: Sequence[ChannelGroup], score: str, removed: npt.NDArray[np.bool_], ratio: float) -> None:
-    """Warn where a cut by gamma removes more than ``LARGE`` of what a group holds (clause 4)."""
+def warn_if_large(
+    groups: Sequence[ChannelGroup], score: str, removed: npt.NDArray[np.bool_], ratio: float, values: Sequence[Tensor]
+) -> None:
+    """Warn where a cut by gamma removes more than ``LARGE`` of what a group holds (clause 4). ``values``: the scores."""
     if not score.startswith("gamma"):
         return
-    share, name = cut_into(groups, removed)
+    share, name = cut_into(groups, removed, values if score == "gamma" else None)
     if share > LARGE:
         warnings.warn(
             f"the ratio {ratio:g} cuts into large scale factors: {share:.0%} of the sum of |gamma| of the channels of {name!r} goes. "

@@ -214,7 +214,10 @@ def settle(graph: ChannelGraph, inputs: Inputs) -> ChannelGraph:
         try:
             _emit(graph, _probe(graph), inputs, weights=False)
         except OrderConflictError as conflict:
-            graph = _yield_to(graph, conflict.components, conflict.node)
+            settled = _yield_to(graph, conflict.components, conflict.node)
+            if settled.closed is graph.closed and np.array_equal(settled.pinned, graph.pinned):
+                return graph  # dealt with when a plan is emitted
+            graph = settled
         except RewriteError:
             return graph  # a node that cannot be patched is dealt with when a plan is emitted (clause 3)
         else:
@@ -269,7 +272,9 @@ def emit_settled(subject: Subject, decide: Decide, *, pin: bool, weights: bool =
         except OrderConflictError as conflict:
             if not pin:
                 raise
-            subject = replace(subject, graph=_yield_to(graph, conflict.components, conflict.node))
+            settled = _yield_to(graph, conflict.components, conflict.node)
+            stuck = settled.closed is graph.closed and np.array_equal(settled.pinned, graph.pinned)
+            subject = _repaired(subject, conflict, pin=pin) if stuck else replace(subject, graph=settled)
         except RewriteError as error:
             subject = _repaired(subject, error, pin=pin)
         else:

@@ -241,7 +241,8 @@ def write(work: Work, docs: Path, seeds: int, machine: str) -> None:
     setting = (
         f"Machine: {machine}. Real MNIST, 60,000 training and 10,000 test images; one test image is 0.01 points. "
         f"Trained from scratch and again: {trained}; SGD with momentum 0.9, batches of 128, cosine learning rate, L2 on weights (5e-4). "
-        "Test images decide no density and no mask; the settings of LeNet-300-100 (L2 5e-4, learning rate 0.1) were chosen from six trial runs by test error on seed 0. ± is the standard deviation over seeds."
+        "Test images decide no density and no mask; the settings of LeNet-300-100 (L2 5e-4, learning rate 0.1) were chosen from six trial runs "
+        "by test error on seed 0. ± is the standard deviation over seeds."
     )
     blocks = [
         "# Deep Compression's pruning stage on MNIST",

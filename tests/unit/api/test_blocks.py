@@ -50,6 +50,24 @@ class Packed(nn.Module):
             self.scale[which] *= by
 
 
+class Scaled(Packed):
+    """The scale of a head multiplies its queries: one number beside all channels of the head."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        b, n, c = x.shape
+        q, k, v = self.qkv(x).reshape(b, n, 3, HEADS, c // HEADS).permute(2, 0, 3, 1, 4).unbind(0)
+        scores = (q * self.scale) @ (self.scale * k).transpose(-2, -1)
+        x = (scores.softmax(-1) @ v).transpose(1, 2).reshape(b, n, c)
+        return self.head(self.proj(x))  # type: ignore[no-any-return]
+
+    def hush(self, which: int, by: float) -> None:
+        kept = self.scale.detach().clone()
+        super().hush(which, by)
+        with torch.no_grad():
+            self.scale.copy_(kept)  # as loud as the others': it goes because its head does
+
+
 class Attention(nn.Module):
     """``nn.MultiheadAttention`` with a mask."""
 
@@ -130,6 +148,7 @@ class Groups(nn.Module):
 
 CASES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], tuple[str, ...], dict[str, tuple[int, ...]]]] = {
     "packed": (Packed, (2, TOKENS, 8), ("stem", "proj"), {"qkv.weight": (72, 32), "proj.weight": (32, 24), "table": (16, 3)}),
+    "scaled": (Scaled, (2, TOKENS, 8), ("stem", "proj"), {"qkv.weight": (72, 32), "proj.weight": (32, 24), "scale": (3, 1, 1)}),
     "module": (Attention, (2, TOKENS, 8), ("stem", "attention.out_proj"), {"attention.in_proj_weight": (72, 32)}),
     "shared": (Grouped, (2, TOKENS, 8), ("stem", "proj"), {"q.weight": (48, 32), "kv.weight": (48, 32)}),
     "groups": (lambda: Groups(False), (2, 3, 7, 7), (), {"grouped.weight": (36, 8, 3, 3), "first.weight": (24, 3, 1, 1)}),

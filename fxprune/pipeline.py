@@ -1,7 +1,7 @@
 """The stages composed, with their retries: what ``api.py`` offers, without arguments for people.
 
-1. Capture is tried in a fixed order: symbolic tracing, proxies with concrete shapes, ``torch.export``, the eager module as it runs. The
-   plan's notes say which of the last two was used, and what it costs.
+1. Capture is tried in a fixed order: symbolic tracing, proxies with concrete shapes (which enter hidden functions too, hidden.py),
+   ``torch.export``, the eager module as it runs. The plan's notes say which of the last two was used, and what it costs.
 2. ``settle`` probes networks with balances whose order is shuffled; what arrives in an order that no weights can mend is made uniform.
 3. ``emit_settled`` emits a plan. A node that hides its literals in a function that tracing does not enter is entered and captured again; a
    node that cannot be made smaller at all has its channels pinned, with a note, and the plan is made anew.
@@ -23,6 +23,7 @@ from torch import fx, nn
 
 from fxprune.capture.concrete import ConcreteTracer
 from fxprune.capture.eager import EagerCaptured, as_it_is
+from fxprune.capture.hidden import Function, holding_widths, is_hidden
 from fxprune.capture.inputs import Inputs, given, infer
 from fxprune.capture.objects import held
 from fxprune.capture.tracer import Captured, ChannelTracer, trace
@@ -44,7 +45,6 @@ from fxprune.weights import check_finite, check_weights, gammas, unchecked
 ROUNDS = 64
 SAME_PROGRAM = 1e-4
 
-Function = Callable[..., Any]
 Decide = Callable[[ChannelGraph], Plan]
 Check = Callable[[Captured], None]
 
@@ -79,7 +79,8 @@ def study(
     program, inputs = _program(model, example_inputs, entered, check_weights if weights else unchecked)
     captured = program.captured
     graph = build(program, captured.tensors, gammas(captured))
-    return Subject(model, settle(_keep(graph, patterns), inputs), inputs, patterns, entered, weights)
+    inside = entered | captured.entered
+    return Subject(model, settle(_keep(graph, patterns), inputs), inputs, patterns, inside, weights)
 
 
 def _program(model: nn.Module, example_inputs: Any, entered: frozenset[Function], check: Check) -> tuple[Interpreted, Inputs]:
@@ -118,6 +119,12 @@ def _captured(
             memory.append(error)
     first = memory[0] if memory else None
     if isinstance(first, Captured):
+        hiding = frozenset() if isinstance(model, fx.GraphModule) else holding_widths(first.graph.nodes)
+        if hiding:
+            try:
+                return interpret(_concrete(model, inputs, hiding), inputs)
+            except CaptureError:
+                pass  # what cannot be entered stays one call
         try:
             return interpret(first, inputs)
         except CaptureError as error:
@@ -155,10 +162,10 @@ def _concrete(model: nn.Module, inputs: Inputs, entered: frozenset[Function]) ->
         try:
             general = traced(two)
             _same_program(model, general.module(), inputs)
+            captured = general
         except FxpruneError:
-            return captured
-        return general
-    return captured
+            pass
+    return replace(captured, entered=entered)
 
 
 def _keep(graph: ChannelGraph, patterns: Sequence[str]) -> ChannelGraph:
@@ -287,7 +294,7 @@ def _repaired(subject: Subject, error: RewriteError, *, pin: bool) -> Subject:
     node = next((n for n in graph.program.captured.graph.nodes if n.name == error.node), None)
     if node is None:
         raise error
-    if node.op == "call_function" and _hidden(node.target) and node.target not in subject.entered:
+    if node.op == "call_function" and is_hidden(node.target) and node.target not in subject.entered:
         return study(subject.model, subject.inputs, subject.keep, subject.entered | {node.target}, weights=subject.weights)
     values = [graph.nodes[n.name] for n in (node, *node.all_input_nodes)]
     ids = [f.ravel() for v in torch.utils._pytree.tree_leaves(values) if isinstance(v, Value) for f in v.factors]
@@ -303,17 +310,6 @@ def _pinned(subject: Subject, components: Ids, node: str, why: str) -> Subject:
     reason = f"node {node!r} cannot be made smaller"
     note = f"{len(components)} channels stay because {reason} ({why.splitlines()[0]})"
     return replace(subject, graph=replace(graph.bar(components, node, reason), notes=(*graph.notes, note)))
-
-
-def _hidden(target: Any) -> bool:
-    """A Python function of somebody's library that tracing recorded as one call."""
-    module = getattr(target, "__module__", None) or ""
-    return (
-        callable(target)
-        and hasattr(target, "__code__")
-        and not module.startswith(("torch.", "_operator", "math"))
-        and module != "torch"
-    )
 
 
 def _final(graph: ChannelGraph, removed: Mask, decided: Plan, emitted: Emitted) -> Plan:

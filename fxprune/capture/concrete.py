@@ -24,11 +24,13 @@ import torch.fx._symbolic_trace as symbolic
 from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from fxprune.capture import remembered
 from fxprune.capture.arguments import arguments
 from fxprune.capture.binding import EMPTY, call, slots
 from fxprune.capture.clone import clone
 from fxprune.capture.inputs import Inputs
 from fxprune.capture.objects import assemble, importable
+from fxprune.capture.remembered import UNKNOWN
 from fxprune.capture.tracer import ChannelProxy, ChannelTracer
 
 FACTORIES = (
@@ -152,10 +154,18 @@ class ConcreteTracer(ChannelTracer):
         self._busy = False
         self.of_one = False
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)
-        self._shadow = clone(root, lambda _, t: self._fake.from_tensor(t.detach()))
+        self._remembered: dict[Any, Any] = {}
+        self._shadow = clone(root, lambda _, t: self._faked(t))
         for module in self._shadow.modules():
             module.__dict__["training"] = False
         self._inputs = inputs.map(self._fake.from_tensor)
+
+    def _faked(self, tensor: torch.Tensor) -> Any:
+        """A fake tensor like this one; one for all that are alike (remembered.py)."""
+        key = ("held", remembered.kind(tensor))
+        if key not in self._remembered or type(tensor) not in (torch.Tensor, nn.Parameter):
+            self._remembered[key] = self._fake.from_tensor(tensor.detach())
+        return self._remembered[key]
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
         """Clause 4: the inputs say what fx would read out of the function."""
@@ -212,10 +222,14 @@ class ConcreteTracer(ChannelTracer):
         return ConcreteProxy(node, self)
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **options: Any) -> Any:
-        proxy = super().create_proxy(kind, target, args, kwargs, *rest, **options)
-        node = proxy.node
-        if node not in self.values:
-            self.values[node] = self._evaluate(node)
+        asking, builtins.isinstance = builtins.isinstance, IS_INSTANCE  # nobody in here has to be told what a proxy stands for
+        try:
+            proxy = super().create_proxy(kind, target, args, kwargs, *rest, **options)
+            node = proxy.node
+            if node not in self.values:
+                self.values[node] = self._evaluate(node)
+        finally:
+            builtins.isinstance = asking
         return proxy
 
     def _returned(self, a: Any) -> Any:
@@ -267,14 +281,29 @@ class ConcreteTracer(ChannelTracer):
         if str(node.target).endswith("training") and node.op == "get_attr":
             return False
         args, kwargs = arguments(node, self._known)
+        module = self._shadow.get_submodule(str(node.target)) if node.op == "call_module" else None
+        key = remembered.signature(node, module, args, kwargs)
+        if key is not UNKNOWN and key in self._remembered:
+            return self._remembered[key]
         asking, self._busy = builtins.isinstance, True
         builtins.isinstance = IS_INSTANCE  # no proxies in here, and torch asks a lot
         try:
             with self._fake, torch.no_grad():
-                return self._run(node, args, kwargs)
+                if node.op == "call_method" and node.target in remembered.RESHAPING:
+                    self._own(node, args[0])
+                    args, kwargs = arguments(node, self._known)
+                result = self._run(node, args, kwargs)
         finally:
             self._busy = False
             builtins.isinstance = asking
+        if key is not UNKNOWN and remembered.described(result) is not UNKNOWN:
+            self._remembered[key] = result
+        return result
+
+    def _own(self, node: fx.Node, value: Any) -> None:
+        """Give the operand of a method that changes its shape a tensor of its own (remembered.py, clause 3)."""
+        if any(value is other for other in self._remembered.values()):
+            self.values[node.all_input_nodes[0]] = value.view_as(value)
 
     def _known(self, node: fx.Node) -> Any:
         if node not in self.values:

@@ -61,6 +61,7 @@ class Captured:
     name: str
     how: str
     notes: tuple[str, ...] = ()
+    entered: frozenset[Callable[..., Any]] = frozenset()
 
     @cached_property
     def modules(self) -> list[tuple[str, nn.Module]]:

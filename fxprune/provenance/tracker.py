@@ -36,6 +36,7 @@ class Tracker(TorchDispatchMode):
         self._find = find
         self._rules: dict[Any, Rule] = {}
         self._values: dict[int, tuple[Tensor, Value]] = {}
+        self._alone: dict[int, tuple[Tensor, str, list[int]]] = {}
         self._expanded: dict[str, set[int]] = {}
         self._constants: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -58,14 +59,22 @@ class Tracker(TorchDispatchMode):
 
     def bind(self, tensor: Tensor, factors: Iterable[Ids]) -> Tensor:
         """Attach a provenance; factors that vary nowhere are pinned and dropped (factor.py, clause 4)."""
-        kept = []
+        kept, alone = [], []
         for ids in factors:
             if ids.size > 1:
                 kept.append(ids)
             elif ids.size == 1 and ids.flat[0] > 0:
                 self.ledger.pin(ids, SINGLE)
+                alone.append(int(ids.flat[0]))
+        if alone or id(tensor) in self._alone:
+            self._alone[id(tensor)] = (tensor, self.ledger.node, alone)
         self._values[id(tensor)] = (tensor, Value(tuple(tensor.shape), tuple(kept)))
         return tensor
+
+    def alone(self, tensor: Tensor) -> list[int]:
+        """The atoms of factors that vary nowhere, which ``bind`` dropped at the current node."""
+        _, node, atoms = self._alone.get(id(tensor), (tensor, "", []))
+        return atoms if node == self.ledger.node else []
 
     def new(self, shape: Sequence[int], like: Tensor, factors: Iterable[Ids]) -> Tensor:
         return self.bind(torch.empty(shape, dtype=like.dtype, device="meta"), factors)

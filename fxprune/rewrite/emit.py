@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
 from fxprune.capture.clone import named_tensors, walk
 from fxprune.capture.inputs import Inputs
@@ -32,7 +33,7 @@ from fxprune.provenance.tracker import Tracker
 from fxprune.rewrite import attributes, foreseen, literals
 from fxprune.rewrite.arrival import Arrival, OrderConflictError, by_node
 from fxprune.rewrite.materialize import assemble, fill
-from fxprune.rewrite.passes import Pass, compare, predict, shapes
+from fxprune.rewrite.passes import OTHERS, Pass, compare, predict, shapes
 from fxprune.rewrite.slicing import living, slim_shape
 
 PASSES = 8
@@ -164,6 +165,13 @@ def _node(state: Pass, node: fx.Node, copy: fx.Node, env: dict[fx.Node, Any]) ->
         result, problem = _attempt(state, copy, expected, env)
         if problem is None:
             return result
+    held = [ids.ravel() for v in pytree.tree_leaves(expected) if isinstance(v, Value) for ids in v.factors]
+    if problem == OTHERS and held and state.graph.closed.cells:
+        raise OrderConflictError(
+            f"at node {node.name!r} channels arrive in the place of others.",
+            node.name,
+            np.unique(state.arrival.component[np.concatenate(held)]),
+        )
     raise RewriteError(
         f"node {node.name!r} ({node.op} {node.target}) cannot be made smaller: {problem}.{_context(node)}",
         node=node.name,

@@ -238,7 +238,7 @@ def _fold(
     for touch in readers:
         atoms = touch.of(folding)
         for name, module in owners[touch.member.name]:
-            if module.bias is not None:
+            if module.bias is not None and name in seen:  # not called itself: what it reads of these channels is zero (_verdict)
                 _absorb(module, touch.member, atoms, seen[name][0])
         write_atoms(tensors[touch.member.name], touch.member, atoms, torch.zeros_like)
 

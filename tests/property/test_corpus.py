@@ -25,6 +25,7 @@ from tests.property.moves import (
     Act,
     Binary,
     Cat,
+    Chunk,
     Correlation,
     Flatten,
     Glu,
@@ -57,6 +58,28 @@ def case(*steps: tuple[Any, ...], side: int = 4, outputs: tuple[int, ...] = (), 
 HEAD = Conv(out=3, bias=True)
 
 CASES = {
+    "the last channel of a chunk is not the one that belongs there": case(
+        (Conv(out=6), 0),
+        (Shuffle(), 1),
+        (PadChannels(behind=2), 2),
+        (Conv(out=8, kernel=3, groups=8), 3),
+        (Chunk(parts=4), 4),
+        (Act(), 5),
+        (HEAD, 9),
+        seed=84,
+        ratio=0.35,
+    ),
+    "what was a single channel from the start": case(
+        (Conv(out=3, kernel=3), 0),
+        (Correlation(), 1, 0),
+        (Cat(), 2, 2),
+        (Split(sizes=(16, 2)), 3),
+        (Linear(out=3), 4),
+        (Cat(), 5, 6),
+        seed=83,
+        floor=0.5,
+        score="random",
+    ),
     "one channel picked by a constant": case((Conv(out=5), 0), (Pick(rows=(2,)), 1), (HEAD, 2), side=8, seed=2),
     "one channel taken along a dimension": case(
         (Conv(out=5), 0), (Pick(rows=(2,), form="take_along_dim"), 1), (HEAD, 2), side=8, seed=2

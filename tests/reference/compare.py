@@ -56,12 +56,13 @@ def backward(model: nn.Module, *inputs: Tensor) -> dict[str, Tensor]:
 
 
 def used_names(model: nn.Module) -> set[str]:
-    """State-dict keys that a traced program of the model reads, dead code left out."""
+    """State-dict keys that a traced program of the model reads, dead code and what tracing adds left out."""
+    own = set(model.state_dict())
     traced = fx.symbolic_trace(model)
     traced.graph.eliminate_dead_code()
     traced.recompile()
     traced.delete_all_unused_submodules()
-    return set(traced.state_dict())
+    return own & set(traced.state_dict())
 
 
 class Snapshot:

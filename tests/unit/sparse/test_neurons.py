@@ -324,3 +324,27 @@ def test_the_check_would_see_a_wrong_removal(monkeypatch: pytest.MonkeyPatch) ->
     silence(model.b, columns=(2, 5))
     with pytest.raises(fxprune.VerificationError, match="nothing was removed"):
         sparse.remove_neurons(model, X[:2])
+
+
+class Attending(nn.Module):
+    """The attention's output projection is a module of its own, which nobody calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside = nn.Linear(5, 6)
+        self.attention = nn.MultiheadAttention(6, 2, batch_first=True)
+        self.out = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.inside(x[:, None, :])
+        return self.out(self.attention(y, y, y, need_weights=False)[0][:, 0])
+
+
+def test_a_projection_that_is_never_called_itself() -> None:
+    torch.manual_seed(3)
+    model = Attending().double().eval()
+    nn.init.normal_(model.attention.in_proj_bias)
+    silence(model.attention.out_proj, rows=(0, 2), columns=(1, 3))  # type: ignore[arg-type]
+    with torch.no_grad():
+        model.attention.in_proj_weight[12:16] = 0  # values without inputs
+    same(model, X)

@@ -91,3 +91,22 @@ def test_a_failure_far_from_its_cause_is_found_by_halving(monkeypatch: pytest.Mo
     assert slim.get_submodule("first").out_channels < 12
     reference = fxprune.apply(model, fxprune.plan_of(slim), x)
     assert relative_error(slim(x), reference(x)) <= 1e-12
+
+
+class Deciding(Flipped):
+    """A branch that depends on numbers: no tracer takes it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(-x if x.sum() > 0 else x)
+
+
+@pytest.mark.usefixtures("wrong_flip")
+def test_an_eager_module_keeps_what_cannot_be_verified() -> None:
+    _, x = network()
+    model = Deciding().double().eval()
+    slim = fxprune.slim(model, 0.5, x)
+    assert isinstance(slim, Deciding)
+    assert slim.second.out_channels == 10
+    assert slim.first.out_channels < 12
+    assert slim.third.out_channels < 16
+    assert sum("could not be verified" in note for note in fxprune.plan_of(slim).notes) == 1

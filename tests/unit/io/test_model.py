@@ -231,3 +231,23 @@ def test_nothing_is_pickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(pickle, name, refuse)
     fxprune.save(slim, tmp_path / "s.safetensors")
     fxprune.load(Chain().double(), tmp_path / "s.safetensors")
+
+
+class Deciding(Chain):
+    """A branch that depends on numbers: it is slimmed as an eager module."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(-x if x.sum() > 0 else x)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("example", [True, False])
+def test_a_model_that_stays_an_eager_module(tmp_path: Path, example: bool) -> None:
+    x = image()
+    slim = fxprune.slim(seeded(Deciding()), 0.4, x)
+    assert isinstance(slim, Deciding)
+    fxprune.save(slim, tmp_path / "slim.safetensors")
+    loaded = fxprune.load(seeded(Deciding(), seed=5), tmp_path / "slim.safetensors", *([x] if example else []))
+    assert isinstance(loaded, Deciding)
+    assert {k: v.shape for k, v in loaded.state_dict().items()} == {k: v.shape for k, v in slim.state_dict().items()}
+    assert fxprune.plan_of(loaded) == fxprune.plan_of(slim)
+    assert torch.equal(run(slim, x), run(loaded, x))

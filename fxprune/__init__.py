@@ -24,7 +24,7 @@ from fxprune.io.diff import diff as diff
 from fxprune.io.model import load as load
 from fxprune.io.model import save as save
 from fxprune.plan import Plan as Plan
-from fxprune.report.summary import summary as summary
+from fxprune.reporting.summary import summary as summary
 
 __version__ = "0.1.0"
 __all__ = [

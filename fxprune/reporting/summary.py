@@ -30,8 +30,8 @@ from fxprune.graph.channels import ChannelGraph, ChannelGroup
 from fxprune.plan import Plan
 from fxprune.provenance.eager import EagerProgram
 from fxprune.provenance.interpret import evaluation_clone
-from fxprune.report.eager import eager_layers
-from fxprune.report.render import plain, rendered
+from fxprune.reporting.eager import eager_layers
+from fxprune.reporting.render import plain, rendered
 
 
 @dataclass(frozen=True, slots=True)

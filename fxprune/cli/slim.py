@@ -151,10 +151,8 @@ def _facts(made: Any) -> dict[str, Any]:
 
 
 def _table(data: dict[str, Any]) -> Group:
-    table = Table(
-        title=f"{data['model']}: {data['achieved']:.1%} of the channels removed (asked: {data['asked']:.1%})",
-        title_justify="left",
-    )
+    head = Text(f"{data['model']}: {data['achieved']:.1%} of the channels removed (asked: {data['asked']:.1%})")
+    table = Table()
     for name in ("", "before", "after", "left"):
         table.add_column(name, justify="right" if name else "left")
     for name, before in data["before"].items():

@@ -17,6 +17,7 @@ from fxprune.graph.channels import ChannelGraph
 from fxprune.provenance.factor import Ids
 
 MOST_NODES = 6
+STEPS = 120
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +87,27 @@ def couplings(graph: ChannelGraph) -> Couplings:
     pins = _pins(graph)
     layers = tuple(_layer(graph, name, own[i], group_of, pins) for name, i in number.items())
     return Couplings(layers, _links(graph, owner), tuple(group.name for group in graph.groups))
+
+
+def places(found: Couplings) -> tuple[tuple[float, float], ...]:
+    """Where the layers stand when couplings pull them together: a seeded spring layout that begins on a circle in program order."""
+    import networkx
+
+    graph: networkx.Graph[int] = networkx.Graph()
+    graph.add_nodes_from(range(len(found.layers)))
+    graph.add_edges_from((link.left, link.right) for link in found.links)
+    parts = sorted(networkx.connected_components(graph), key=lambda part: (-len(part), min(part)))
+    result: dict[int, tuple[float, float]] = {}
+    left = 0.0
+    for part in parts:  # a part by itself would be driven away by the others: parts stand side by side, each as large as it has layers
+        inner = graph.subgraph(sorted(part))
+        size = len(part) ** 0.5
+        start = networkx.circular_layout(inner)
+        spread = networkx.spring_layout(inner, pos=start, iterations=STEPS, seed=0, k=1.5 / size) if len(part) > 2 else start
+        for layer, (x, y) in spread.items():
+            result[layer] = (round(float(left + size * (1 + x)), 2), round(float(size * y), 2))
+        left += 2.4 * size
+    return tuple(result[i] for i in range(len(found.layers)))
 
 
 def _layer(graph: ChannelGraph, name: str, numbers: list[int], group_of: Ids, pins: list[tuple[str, str, Ids]]) -> CoupledLayer:

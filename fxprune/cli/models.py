@@ -1,7 +1,8 @@
 """Models by name, weights by path, example inputs by shape.
 
 1. A model is ``torchvision:NAME``, ``timm:NAME``, ``zoo:NAME`` or ``package.module:factory``: a function (or class) that returns a module, or a
-   module. The current folder is searched first. Nothing is downloaded: models have random weights until ``--weights`` gives them others.
+   module. The current folder is searched first. Nothing is downloaded: models have random weights, the same in every run, until ``--weights``
+   gives them others.
 2. Weights are read without running code: ``torch.load(weights_only=True)``, or safetensors. The state dict may lie under ``state_dict``,
    ``model``, ``model_state_dict`` or ``module``, and its names may begin with ``module.`` or ``_orig_mod.``.
 3. An input is written ``2x3x224x224``, with ``:int64`` behind it for another dtype than the model's.
@@ -54,7 +55,9 @@ def build(name: str, arguments: Sequence[str] = (), weights: Path | None = None)
             raise typer.BadParameter(f"{name} cannot be built with these arguments: {error}.") from error
         except ValueError:  # no signature to be had: calling it will tell
             pass
-        model = factory(**options)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = factory(**options)
     if not isinstance(model, nn.Module):
         raise typer.BadParameter(f"{name} gave a {type(model).__name__}; a model is a torch.nn.Module.")
     if weights is not None:

@@ -167,7 +167,17 @@ def _rebuilt(model: nn.Module, saved: Document, example: Any, where: str) -> tup
     first = None
     for number, plan in enumerate(saved.rounds):
         entered = functions(saved.origin.entered) if number == 0 else frozenset()
-        subject = study(current, _inputs(model, saved, example, where), (), entered, weights=False)
+        try:
+            subject = study(current, _inputs(model, saved, example, where), (), entered, weights=False)
+        except InputError as error:
+            if example is not None or saved.origin.inputs is None:
+                raise
+            raise PlanMismatchError(
+                f"{where} was made from another architecture than this {type(model).__name__}, which does not take the inputs of that one. "
+                f"Build the {saved.origin.model} it was made from. ({error})",
+                expected=saved.origin.fingerprint,
+                got=error.got,
+            ) from error
         if number == 0:
             first = original(subject.graph, saved.origin.inputs)
             other = difference(saved.origin, origin(subject.graph.program.captured, subject.inputs))

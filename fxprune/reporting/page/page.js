@@ -44,7 +44,7 @@
     const series = data.slim ? [bar("before", "before", colour("before"), 1), bar("after", "after", colour("after"), 2)]
                              : [bar("channels", "before", colour("after"), 2)];
     drawn("widths", {
-      grid: { left: 56, right: 16, top: 30, bottom: many ? 62 : 84 },
+      grid: { left: 56, right: 16, top: 30, bottom: many ? 62 : 104 },
       legend: { top: 0, right: 10, textStyle: { color: colour("ink") }, itemWidth: 14, itemHeight: 10 },
       tooltip: { trigger: "axis", axisPointer: { type: "shadow" }, ...box(), formatter: (items) => {
         const row = rows[items[0].dataIndex];
@@ -121,7 +121,7 @@
           name: layer.name, id: String(i), ...(circle ? {} : { x: graph.places[i][0], y: graph.places[i][1] }),
           symbolSize: (few ? 7 : 4) + big * Math.sqrt(layer.width / widest) * 0.5,
           itemStyle: { color: i === selected ? colour("mark") : shades[state(layer)], borderColor: colour("mark"), borderWidth: i === selected ? 3 : 0 },
-          label: { show: few || i === selected, color: colour("ink"), fontSize: 11, fontWeight: i === selected ? "bold" : "normal" },
+          label: { show: few || i === selected, color: colour("ink"), fontSize: i === selected ? 13 : 11, fontWeight: i === selected ? "bold" : "normal", textBorderColor: colour("card"), textBorderWidth: 3 },
         })),
         links: graph.links.map(([left, right, nodes, channels]) => ({ source: String(left), target: String(right), from: left, to: right, nodes, channels,
           lineStyle: { curveness: circle ? bend(left, right) : 0, ...(left === selected || right === selected ? { color: colour("mark"), width: 2, opacity: 0.9 } : {}) } })),

@@ -10,7 +10,7 @@ JOBS ?= 2
 export OMP_NUM_THREADS := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint format bench
+.PHONY: help install demo test test-slow lint format bench docs dist stranger
 
 help:
 	@echo "make demo       train a small network, slim it by 60 % and show what that did (under a minute)"
@@ -19,13 +19,16 @@ help:
 	@echo "make lint       ruff and mypy alone"
 	@echo "make format     sort imports and lay out the sources"
 	@echo "make bench      compile time against torch-pruning"
+	@echo "make docs       build the documentation into site/"
+	@echo "make dist       build wheel and sdist into dist/"
+	@echo "make stranger   install the wheel in a fresh environment and walk through the tutorial there"
 
 install: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check $(TORCH)
-	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,bench,demo,export,train,plot]'
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev,docs,bench,all]'
 	touch $@
 
 demo: $(STAMP)
@@ -47,3 +50,13 @@ test-slow: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/compile_time.py $(ARGS)
+
+docs: $(STAMP)
+	$(BIN)/mkdocs build --strict
+
+dist: $(STAMP)
+	rm -rf build dist
+	$(BIN)/python -m build --no-isolation $(ARGS)
+
+stranger: $(STAMP)
+	$(BIN)/python benchmarks/stranger.py $(ARGS)

@@ -24,7 +24,9 @@ from fxprune.io.diff import diff as diff
 from fxprune.io.model import load as load
 from fxprune.io.model import save as save
 from fxprune.plan import Plan as Plan
-from fxprune.report.summary import summary as summary
+from fxprune.reporting.html import report as report
+from fxprune.reporting.story import story as story
+from fxprune.reporting.summary import summary as summary
 
 __version__ = "0.1.0"
 __all__ = [
@@ -49,8 +51,10 @@ __all__ = [
     "load",
     "plan",
     "plan_of",
+    "report",
     "save",
     "slim",
+    "story",
     "summary",
     "verify",
 ]

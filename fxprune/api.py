@@ -23,6 +23,7 @@ from fxprune.record import attach, entered_by, extended, record_of
 from fxprune.score.scores import Score
 from fxprune.score.scores import score as score_groups
 from fxprune.solve.plans import to_plan
+from fxprune.solve.ranked import ranking
 from fxprune.solve.ratio import solve_ratio
 from fxprune.train.readiness import warn_if_large
 from fxprune.verify import Evidence
@@ -94,7 +95,7 @@ def plan(
     scored = score_groups(graph.groups, score)
     solution = solve_ratio(graph, scored, ratio, floor, round_to)
     warn_if_large(graph.groups, scored.name, solution.removed, ratio, scored.values)
-    return to_plan(graph, solution, scored.name, layout)
+    return replace(to_plan(graph, solution, scored.name, layout), ranking=ranking(graph, scored, solution.removed))
 
 
 @_undisturbed()
@@ -115,9 +116,10 @@ def apply(
         )
     subject = study(model, example_inputs)
     subject, final, module = emit_settled(subject, lambda _: plan, pin=False)
-    attach(module, extended(model, subject.graph, subject.inputs, final, subject.entered))
+    record = extended(model, subject.graph, subject.inputs, final, subject.entered)
+    attach(module, record)
     if verify:
-        verified(subject, module, final)
+        attach(module, replace(record, evidence=verified(subject, module, final)))
     return cast("fx.GraphModule", module)
 
 
@@ -175,12 +177,13 @@ def slim(
 
     large = sum(t.numel() for t in subject.graph.tensors.values() if isinstance(t, nn.Parameter)) > VERIFIED_PARAMETERS
     if verify and not large:
-        subject, final, module = emit_verified(subject, decide, strict=strict)
+        subject, final, module, evidence = emit_verified(subject, decide, strict=strict)
     else:
         subject, final, module = emit_settled(subject, decide, pin=True)
+        evidence = None
     if verify and large:
         final = replace(final, notes=(*final.notes, f"more than {VERIFIED_PARAMETERS:,} parameters: numbers were not compared"))
-    attach(module, extended(model, subject.graph, subject.inputs, final, subject.entered))
+    attach(module, replace(extended(model, subject.graph, subject.inputs, final, subject.entered), evidence=evidence))
     return cast("fx.GraphModule", module)
 
 

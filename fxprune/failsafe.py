@@ -22,15 +22,16 @@ from fxprune.pipeline import Decide, Subject, emit_settled, verified
 from fxprune.plan import Plan
 from fxprune.provenance.factor import Ids, Value
 from fxprune.solve.plans import removed_channels
+from fxprune.verify import Evidence
 
 ROUNDS = 16
 
-Proved = tuple[Subject, Plan, nn.Module]
-Check = Callable[[Subject, nn.Module, Plan], object]
+Proved = tuple[Subject, Plan, nn.Module, Evidence | None]
+Check = Callable[[Subject, nn.Module, Plan], Evidence | None]
 
 
 def emit_verified(subject: Subject, decide: Decide, *, strict: bool, check: Check = verified) -> Proved:
-    """A slim module that was verified (clauses 1 to 3).
+    """A slim module that was verified, and what the verification saw (clauses 1 to 3).
 
     Raises:
         VerificationError: in strict mode, or where no group can be found whose channels are to blame.
@@ -38,13 +39,13 @@ def emit_verified(subject: Subject, decide: Decide, *, strict: bool, check: Chec
     for _ in range(ROUNDS):
         settled, decided, module = emit_settled(subject, decide, pin=True)
         try:
-            check(settled, module, decided)
+            evidence = check(settled, module, decided)
         except VerificationError as error:
             if strict or isinstance(error, UnfaithfulCaptureError):
                 raise
             subject = _without_blame(settled, decided, decide, check, error)
         else:
-            return settled, decided, module
+            return settled, decided, module, evidence
     raise VerificationError(f"no plan could be verified in {ROUNDS} rounds; please report this model.")
 
 

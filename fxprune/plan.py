@@ -8,6 +8,8 @@
 4. ``silent[name][dim]`` lists atoms of input axes that stay but are read with weight zero: a layer that is emptied keeps one channel
    that nobody hears, so that what the layer still contributes is a constant and no operator sees an empty tensor.
 5. A plan knows nothing of devices, dtypes or weights. ``Plan.from_json(plan.to_json()) == plan``.
+6. ``ranking`` (ranking.py) tells how the scores lay. It travels with the plan and is no part of what the plan is: two plans that keep the same
+   for the same reason are equal whatever it says.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from typing import Any
 from torch import Tensor
 
 from fxprune.errors import PlanMismatchError
+from fxprune.ranking import Histogram, Ranking
 from fxprune.slices import Slices, slices
 
 FORMAT = 1
@@ -41,6 +44,7 @@ class Plan:
         layout: "coupled" or "selection".
         notes: what a user should know about this plan, one sentence each.
         silent: atoms that are kept but read with weight zero (clause 4).
+        ranking: how the scores lay (clause 6); empty where nobody said.
     """
 
     kept: Kept
@@ -51,6 +55,7 @@ class Plan:
     layout: str = "coupled"
     notes: tuple[str, ...] = field(default=())
     silent: Kept = field(default_factory=dict)
+    ranking: Ranking = field(default=(), compare=False, repr=False)
 
     @property
     def empty(self) -> bool:
@@ -110,6 +115,7 @@ class Plan:
                 for name, dims in self.silent.items()
                 for dim, rows in dims.items()
             ],
+            **({"ranking": [histogram.to_data() for histogram in self.ranking]} if self.ranking else {}),
         }
 
     def to_json(self, indent: int | None = None) -> str:
@@ -177,7 +183,8 @@ class Plan:
         if layout not in LAYOUTS:
             raise PlanMismatchError(f"layout must be one of {LAYOUTS}, got {layout!r}.", expected=LAYOUTS, got=layout)
         notes = tuple(_typed(note, str) for note in _typed(data["notes"], list))
-        return cls(kept, sizes, shares[0], shares[1], _typed(data["score"], str), layout, notes, silent)
+        ranking = tuple(map(Histogram.from_data, _typed(data.get("ranking", []), list)))
+        return cls(kept, sizes, shares[0], shares[1], _typed(data["score"], str), layout, notes, silent, ranking)
 
 
 def _storage(tensor: Tensor) -> Any:

@@ -4,7 +4,9 @@
    (rewrite/module.py).
 2. Plans of successive rounds compose: ``plan`` is in the coordinates of the first original. ``rounds`` are the plans as they were
    applied, each in the coordinates of the model before it; the last one's model is the slim module.
-3. ``origin`` is that of the first original.
+3. ``origin`` is that of the first original. ``original`` is its program without weights (original.py); a pickled record and an eager
+   module's have it not.
+4. ``evidence`` is what the verification of the last round saw; None where none was made.
 """
 
 from __future__ import annotations
@@ -19,9 +21,11 @@ from fxprune.capture.inputs import Inputs
 from fxprune.capture.signature import signature
 from fxprune.graph.channels import ChannelGraph
 from fxprune.origin import Origin, origin
+from fxprune.original import Original, original
 from fxprune.plan import Plan
 from fxprune.provenance.factor import Mask
 from fxprune.rewrite.emit import Emitted
+from fxprune.verify import Evidence
 
 RECORD, ATTRIBUTE = "fxprune", "_fxprune_record"
 Function = Callable[..., Any]
@@ -65,12 +69,14 @@ def _known(origin: Origin) -> Origin:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """Clauses 2 and 3, and the functions that were entered when the model before the last round was captured."""
+    """Clauses 2 to 4, and the functions that were entered when the model before the last round was captured."""
 
     plan: Plan
     rounds: tuple[Plan, ...]
     source: Origin | Later
     entered: frozenset[Function] = frozenset()
+    original: Original | None = None
+    evidence: Evidence | None = None
 
     @property
     def origin(self) -> Origin:
@@ -80,6 +86,9 @@ class Record:
     def __deepcopy__(self, _memo: object) -> Record:
         return self  # immutable
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Record, (self.plan, self.rounds, self.source, self.entered, None, self.evidence)
+
 
 def extended(model: nn.Module, graph: ChannelGraph, inputs: Inputs, final: Plan, entered: frozenset[Function]) -> Record:
     """The record of what ``final`` makes of ``model``."""
@@ -87,8 +96,8 @@ def extended(model: nn.Module, graph: ChannelGraph, inputs: Inputs, final: Plan,
     if before is None:
         captured = replace(graph.program.captured, root=graph.program.hollow)
         described = signature(inputs, graph.program.captured.root)
-        return Record(final, (final,), Later(lambda: origin(captured, described, entered)), entered)
-    return Record(compose(before.plan, final), (*before.rounds, final), before.source, entered)
+        return Record(final, (final,), Later(lambda: origin(captured, described, entered)), entered, original(graph, described))
+    return Record(compose(before.plan, final), (*before.rounds, final), before.source, entered, before.original)
 
 
 def attach(slim: nn.Module, record: Record) -> None:

@@ -20,9 +20,8 @@ from dataclasses import dataclass, field
 from math import gcd
 
 import numpy as np
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
+from fxprune.graph.components import components
 from fxprune.graph.wholes import Family, wholes
 from fxprune.provenance.factor import Ids, compress, support
 from fxprune.provenance.ledger import Recorder
@@ -67,8 +66,7 @@ def close(recorder: Recorder, uniform: frozenset[int] = frozenset()) -> Closed:
         ends = [_uniform_edges(recorder.splits[i].ids) for i in sorted(uniform)]
         rows = np.concatenate([left, *(a for a, _ in ends)])
         cols = np.concatenate([right, *(b for _, b in ends)])
-        matrix = coo_matrix((np.ones(len(rows), np.int8), (rows, cols)), shape=(recorder.atoms, recorder.atoms))
-        found, component = connected_components(matrix, directed=False)
+        found, component = components(rows, cols, recorder.atoms)
         count, component = int(found), component.astype(np.int64)
         balances, clash = _balances(recorder, component, uniform)
         cells, stuck = _refine(balances, count)

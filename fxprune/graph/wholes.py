@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from math import prod
 
 import numpy as np
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 
+from fxprune.graph.components import components
 from fxprune.provenance.factor import Ids, Mask
 
 Written = tuple[Ids, Ids, str]
@@ -56,8 +55,7 @@ def wholes(
     free = [owner != alive for _, owner, _ in several]
     left = np.concatenate([np.repeat(owner[f], rows.shape[1]) for (rows, owner, _), f in zip(several, free, strict=True)])
     right = np.concatenate([rows[f].ravel() for (rows, _, _), f in zip(several, free, strict=True)])
-    matrix = coo_matrix((np.ones(len(left), np.int8), (left, right)), shape=(count, count))
-    _, label = connected_components(matrix, directed=False)
+    _, label = components(left, right, count)
     label = label.astype(np.int64)
     owners = np.unique(np.concatenate([owner[f] for (_, owner, _), f in zip(several, free, strict=True)]))
     stays = np.ones(count, np.bool_)
@@ -86,8 +84,7 @@ def _families(several: Sequence[Written], label: Ids, stays: Mask, count: int) -
     """Clause 3."""
     tied = [np.unique(label[rows[:, 0]]) for rows, _, _ in several]
     left = np.concatenate([np.full(len(t), t[0]) for t in tied])
-    matrix = coo_matrix((np.ones(len(left), np.int8), (left, np.concatenate(tied))), shape=(count, count))
-    _, family = connected_components(matrix, directed=False)
+    _, family = components(left, np.concatenate(tied), count)
     chosen = np.flatnonzero(~stays[label])
     order = chosen[np.argsort(label[chosen], kind="stable")]
     runs = np.split(order, np.flatnonzero(np.diff(label[order])) + 1) if len(order) else []

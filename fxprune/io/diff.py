@@ -120,5 +120,5 @@ def _row(axes: tuple[str, ...], size: int, a: tuple[int, ...], b: tuple[int, ...
 
 
 def _fields(a: Plan, b: Plan) -> list[tuple[str, str, str]]:
-    names = [f.name for f in fields(Plan) if f.name not in ("kept", "sizes")]
+    names = [f.name for f in fields(Plan) if f.compare and f.name not in ("kept", "sizes")]
     return [(name, str(getattr(a, name)), str(getattr(b, name))) for name in names if getattr(a, name) != getattr(b, name)]

@@ -5,13 +5,14 @@
 2. A reader refuses a format that it does not know before it looks at anything else.
 3. ``complete``: the tensors are all that the slim module holds. A slimmed checkpoint is not complete: it holds what the original's
    checkpoint held.
+4. ``evidence`` is what the last verification saw (verify/validate.py), if there was one. It is a report, not a proof: ``fxprune.verify`` makes one.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import reduce
 from typing import Any
 
@@ -22,9 +23,11 @@ from fxprune.io.layout import damaged
 from fxprune.origin import Origin
 from fxprune.plan import Plan
 from fxprune.record import Record, compose
+from fxprune.verify import Evidence
 
 KEY = "fxprune"
 FORMAT = 1
+BLANK = Evidence(0.0, 0, (), (), 0, "", 0.0, False, "", 0.0)  # one value of every field's type
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,7 @@ class Document:
         channels_last: names of tensors that were laid out channels-last.
         complete: clause 3.
         shards: digests of the files that hold the tensors, by name; empty where this file holds them.
+        evidence: clause 4.
     """
 
     origin: Origin
@@ -50,6 +54,7 @@ class Document:
     channels_last: tuple[str, ...] = ()
     complete: bool = True
     shards: Mapping[str, str] = field(default_factory=dict)
+    evidence: Evidence | None = None
 
     @property
     def plan(self) -> Plan:
@@ -57,7 +62,7 @@ class Document:
         return reduce(compose, self.rounds)
 
     def record(self) -> Record:
-        return Record(self.plan, self.rounds, self.origin)
+        return Record(self.plan, self.rounds, self.origin, evidence=self.evidence)
 
     def text(self) -> str:
         rows: dict[tuple[int, ...], int] = {}
@@ -86,6 +91,7 @@ class Document:
                 "program": [list(line) for line in origin.program],
                 "rounds": rounds,
                 "rows": [list(kept) for kept in rows],
+                **({"evidence": asdict(self.evidence)} if self.evidence is not None else {}),
             },
             separators=(",", ":"),
         )
@@ -145,6 +151,7 @@ def document(data: Any, where: str) -> Document:
             tuple(map(str, data["channels_last"])),
             data["complete"] is True,
             {str(name): str(digest) for name, digest in data["shards"].items()},
+            _evidence(data["evidence"]) if "evidence" in data else None,
         )
         if not rounds or origin.fingerprint != data["fingerprint"]:
             raise damaged(where, "its fingerprint is not that of what it describes" if rounds else "it has no plan")
@@ -161,6 +168,23 @@ def document(data: Any, where: str) -> Document:
 def _plan(data: Any, rows: list[list[int]]) -> Plan:
     axes = [{**axis, "kept": rows[_number(axis["kept"])]} for axis in data["axes"]]
     return Plan.from_data({**data, "axes": axes})
+
+
+def _evidence(data: Any) -> Evidence:
+    """What ``asdict`` made of an ``Evidence``: numbers, texts and lists of texts."""
+    values: dict[str, Any] = {}
+    for entry in fields(Evidence):
+        value = data[entry.name]
+        if isinstance(value, list):
+            value = tuple(map(str, value))
+        elif not isinstance(value, (bool, int, float, str)):
+            raise TypeError(f"{entry.name} is {type(value).__name__}")
+        values[entry.name] = value
+    kinds = {entry.name: type(getattr(BLANK, entry.name)) for entry in fields(Evidence)}
+    for name, kind in kinds.items():
+        if type(values[name]) is not kind and not (kind is float and type(values[name]) is int):
+            raise TypeError(f"{name} is {type(values[name]).__name__}")
+    return Evidence(**values)
 
 
 def _number(value: Any) -> int:

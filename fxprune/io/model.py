@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from fxprune.io.document import KEY, Document, check_format, document
 from fxprune.io.layout import Entry
 from fxprune.io.shards import Shards
 from fxprune.origin import difference, functions, origin
+from fxprune.original import Original, original
 from fxprune.pipeline import Decide, emit_settled, study
 from fxprune.plan import Plan
 from fxprune.record import Record, attach, record_of
@@ -78,7 +80,7 @@ def described(record: Record, tensors: Mapping[str, Tensor]) -> Document:
         "achieved": record.plan.achieved,
     }
     last = tuple(name for name, tensor in tensors.items() if _memory_format(tensor) is not torch.contiguous_format)
-    return Document(record.origin, record.rounds, __version__, figures=figures, channels_last=last)
+    return Document(record.origin, record.rounds, __version__, figures=figures, channels_last=last, evidence=record.evidence)
 
 
 def _memory_format(tensor: Tensor) -> torch.memory_format:
@@ -153,19 +155,31 @@ def load(
         files.open(saved.shards)
         bare = clone(model, hollow)
         target = torch.device(device) if device is not None else next((p.device for p in bare.parameters()), torch.device("cpu"))
-        module = _rebuilt(bare, saved, example_inputs, where)
+        module, first = _rebuilt(bare, saved, example_inputs, where)
         _fill(module, files, saved, target, where)
-    attach(module, saved.record())
+    attach(module, replace(saved.record(), original=first))
     return module
 
 
-def _rebuilt(model: nn.Module, saved: Document, example: Any, where: str) -> fx.GraphModule:
+def _rebuilt(model: nn.Module, saved: Document, example: Any, where: str) -> tuple[fx.GraphModule, Original | None]:
     """Clause 2, and the first half of clause 3."""
     current: Any = model
+    first = None
     for number, plan in enumerate(saved.rounds):
         entered = functions(saved.origin.entered) if number == 0 else frozenset()
-        subject = study(current, _inputs(model, saved, example, where), (), entered, weights=False)
+        try:
+            subject = study(current, _inputs(model, saved, example, where), (), entered, weights=False)
+        except InputError as error:
+            if example is not None or saved.origin.inputs is None:
+                raise
+            raise PlanMismatchError(
+                f"{where} was made from another architecture than this {type(model).__name__}, which does not take the inputs of that one. "
+                f"Build the {saved.origin.model} it was made from. ({error})",
+                expected=saved.origin.fingerprint,
+                got=error.got,
+            ) from error
         if number == 0:
+            first = original(subject.graph, saved.origin.inputs)
             other = difference(saved.origin, origin(subject.graph.program.captured, subject.inputs))
             if other:
                 raise PlanMismatchError(
@@ -182,7 +196,7 @@ def _rebuilt(model: nn.Module, saved: Document, example: Any, where: str) -> fx.
                 expected=saved.version,
             )
     module: fx.GraphModule = current
-    return module
+    return module, first
 
 
 def _decided(plan: Plan) -> Decide:

@@ -52,9 +52,9 @@ def interpret_otherwise(model: nn.Module, inputs: Inputs, failed: CaptureError, 
 
 def accepts(model: nn.Module, inputs: Inputs) -> bool:
     """True if the model itself runs on these inputs."""
-    call = inputs.map(torch.clone)
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            call = inputs.map(torch.clone)  # a shape that was read from a damaged file may be larger than any memory
             evaluation_clone(model, private)(*call.args, **call.kwargs)
     except Exception:  # noqa: BLE001 - only whether is asked
         return False

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import fxprune
-from fxprune.report.summary import LayerRow, Summary, summary
+from fxprune.reporting.summary import LayerRow, Summary, summary
 from tests.reference.compare import Snapshot, parameters
 from tests.unit.api.nets import Chain, Residual, image, seeded
 

@@ -30,8 +30,8 @@ from fxprune.graph.channels import ChannelGraph, ChannelGroup
 from fxprune.plan import Plan
 from fxprune.provenance.eager import EagerProgram
 from fxprune.provenance.interpret import evaluation_clone
-from fxprune.report.eager import eager_layers
-from fxprune.report.render import plain, rendered
+from fxprune.reporting.eager import eager_layers
+from fxprune.reporting.render import plain, rendered
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,11 +125,16 @@ def summary(model: nn.Module, example_inputs: Any = None) -> Summary:
         InputError: example inputs do not fit or cannot be inferred.
         WeightError: weights that cannot be pruned.
     """
-    graph, inputs = _analyzed(model, example_inputs)
+    graph, inputs = analyzed(model, example_inputs)
     try:
         plan, slim = plan_of(model), True
     except PlanMismatchError:
         plan, slim = Plan({}, {}), False
+    return summed(graph, inputs, plan, slim=slim)
+
+
+def summed(graph: ChannelGraph, inputs: Inputs, plan: Plan, *, slim: bool) -> Summary:
+    """The summary of an analyzed model; ``plan`` is the one that made it, an empty one if it is not slim."""
     captured = graph.program.captured
     parameters = dict(captured.root.named_parameters())
     if isinstance(graph.program, EagerProgram):
@@ -158,7 +163,7 @@ def summary(model: nn.Module, example_inputs: Any = None) -> Summary:
     )
 
 
-def _analyzed(model: Any, example: Any) -> tuple[ChannelGraph, Inputs]:
+def analyzed(model: Any, example: Any) -> tuple[ChannelGraph, Inputs]:
     if example is not None:
         inputs = given(example)
         return analyze(model, inputs), inputs

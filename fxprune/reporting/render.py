@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from fxprune.report.summary import Summary
+    from fxprune.reporting.summary import Summary
 
 MOST_REASONS = 8
 MOST_NAMES = 4

@@ -30,13 +30,18 @@ def read(path: Path) -> Results:
 
 
 def revision() -> str:
-    """The commit that fxprune is imported from, "-dirty" where its files have changed since."""
+    """The commit that fxprune is imported from, "-dirty" where its own files have changed since."""
     found = importlib.util.find_spec("fxprune")
     if found is None or found.origin is None:
         return "unknown"
-    command = ["git", "-C", str(Path(found.origin).parent), "describe", "--always", "--dirty", "--exclude", "*"]
-    said = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - fixed words
-    return said.stdout.strip() or "unknown"
+    folder = str(Path(found.origin).parent)
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", folder, *words]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()  # noqa: S603 - fixed words
+
+    commit = git("rev-parse", "--short", "HEAD") or "unknown"
+    return f"{commit}-dirty" if git("status", "--porcelain", "--", ".") else commit
 
 
 def run(suite: str, names: list[str], path: Path, done: Results, seconds: float, gigabytes: float) -> None:

@@ -20,6 +20,7 @@ from fxprune.errors import VerificationError as VerificationError
 from fxprune.errors import WeightError as WeightError
 from fxprune.graph.channels import ChannelGraph as ChannelGraph
 from fxprune.graph.channels import ChannelGroup as ChannelGroup
+from fxprune.inference.deploy import deploy as deploy
 from fxprune.io.diff import diff as diff
 from fxprune.io.model import load as load
 from fxprune.io.model import save as save
@@ -45,6 +46,7 @@ __all__ = [
     "WeightError",
     "analyze",
     "apply",
+    "deploy",
     "diff",
     "load",
     "plan",

@@ -21,6 +21,8 @@ BESIDE = {
     "zoo": {"errors", "zoo"},
     "data": {"errors", "data"},
     "train": {"errors", "plan", "graph", "score", "train"},
+    "timing": {"timing"},
+    "inference": {"errors", "capture", "provenance", "rewrite", "timing", "inference"},
     # stands on the compiler: removing what is cut off composes its stages, as the entry points do
     "sparse": {"errors", "plan", "capture", "provenance", "graph", "solve", "pipeline", "record", "sparse"},
 }

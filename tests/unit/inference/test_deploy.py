@@ -239,7 +239,7 @@ def test_what_is_read_twice_is_not_overwritten() -> None:
     model = net(lambda m, x: F.relu(y := m.a(x)) + y, a=nn.Conv2d(3, 4, 1))
     told = {c.name: c for c in deployment_of(deploy(model, image(), seconds=0.01)).candidates}
     assert all(c.error <= EXACT for c in told.values())
-    model = net(lambda m, x: F.relu(x) + x, a=nn.Conv2d(3, 4, 1))
+    model = net(lambda _, x: F.relu(x) + x)
     x = image()
     kept = x.clone()
     deploy(model, x, seconds=0.01)(x)
@@ -260,7 +260,7 @@ def test_the_untouched_copy_wins_where_nothing_is_faster(monkeypatch: pytest.Mon
 
 
 def test_a_wrong_candidate_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fold, "scaled", lambda layer, scale, shift: (layer.weight * 1.01, shift.to(layer.weight.dtype)))
+    monkeypatch.setattr(fold, "scaled", lambda layer, _, shift: (layer.weight * 1.01, shift.to(layer.weight.dtype)))
     result = deploy(seeded(Chain()), image(), seconds=0)
     told = {c.name: c for c in deployment_of(result).candidates}
     assert deployment_of(result).chosen == "as given"

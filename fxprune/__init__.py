@@ -6,6 +6,7 @@ from fxprune.api import plan as plan
 from fxprune.api import plan_of as plan_of
 from fxprune.api import slim as slim
 from fxprune.api import verify as verify
+from fxprune.compare import compare_scores as compare_scores
 from fxprune.errors import BudgetError as BudgetError
 from fxprune.errors import CaptureError as CaptureError
 from fxprune.errors import FileFormatError as FileFormatError
@@ -26,6 +27,7 @@ from fxprune.io.model import load as load
 from fxprune.io.model import save as save
 from fxprune.plan import Plan as Plan
 from fxprune.report.summary import summary as summary
+from fxprune.sensitivity import sensitivity as sensitivity
 
 __version__ = "0.1.0"
 __all__ = [
@@ -46,12 +48,14 @@ __all__ = [
     "WeightError",
     "analyze",
     "apply",
+    "compare_scores",
     "deploy",
     "diff",
     "load",
     "plan",
     "plan_of",
     "save",
+    "sensitivity",
     "slim",
     "summary",
     "verify",

@@ -6,6 +6,7 @@ from fxprune.api import plan as plan
 from fxprune.api import plan_of as plan_of
 from fxprune.api import slim as slim
 from fxprune.api import verify as verify
+from fxprune.compare import compare_scores as compare_scores
 from fxprune.errors import BudgetError as BudgetError
 from fxprune.errors import CaptureError as CaptureError
 from fxprune.errors import FileFormatError as FileFormatError
@@ -20,6 +21,7 @@ from fxprune.errors import VerificationError as VerificationError
 from fxprune.errors import WeightError as WeightError
 from fxprune.graph.channels import ChannelGraph as ChannelGraph
 from fxprune.graph.channels import ChannelGroup as ChannelGroup
+from fxprune.inference.deploy import deploy as deploy
 from fxprune.io.diff import diff as diff
 from fxprune.io.model import load as load
 from fxprune.io.model import save as save
@@ -27,6 +29,7 @@ from fxprune.plan import Plan as Plan
 from fxprune.reporting.html import report as report
 from fxprune.reporting.story import story as story
 from fxprune.reporting.summary import summary as summary
+from fxprune.sensitivity import sensitivity as sensitivity
 
 __version__ = "0.1.0"
 __all__ = [
@@ -47,12 +50,15 @@ __all__ = [
     "WeightError",
     "analyze",
     "apply",
+    "compare_scores",
+    "deploy",
     "diff",
     "load",
     "plan",
     "plan_of",
     "report",
     "save",
+    "sensitivity",
     "slim",
     "story",
     "summary",

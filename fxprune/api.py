@@ -20,6 +20,7 @@ from fxprune.graph.channels import ChannelGraph
 from fxprune.pipeline import emit_settled, study, verified, verified_eager
 from fxprune.plan import Plan
 from fxprune.record import attach, entered_by, extended, record_of
+from fxprune.score.data import DataScore, on
 from fxprune.score.scores import Score
 from fxprune.score.scores import score as score_groups
 from fxprune.solve.plans import to_plan
@@ -66,7 +67,7 @@ def plan(
     ratio: float | None = None,
     *,
     budget: Any = None,
-    score: str | Score = "auto",
+    score: str | Score | DataScore = "auto",
     layout: str = "coupled",
     floor: float = 0.1,
     round_to: int = 1,
@@ -78,7 +79,8 @@ def plan(
         ratio: share of channels to remove, in [0, 1).
         budget: not available in this version.
         layout: "coupled": a channel goes when its whole coupling class goes.
-        score: "auto", "gamma", "gamma_sum", "gamma_max", "magnitude", "random", or a callable ``(ChannelGroup) -> tensor (channels,)``.
+        score: "auto", the name of a score of the weights ("gamma", "magnitude", "l1", ...; ``fxprune.score.NAMED``), "name:normalisation", a callable
+            ``(ChannelGroup) -> tensor (channels,)``, or a score that looks at data (``fxprune.score.taylor(loader, loss)``, ...).
         floor: share of each group that stays, at least one channel; 0 allows emptied layers.
         round_to: widths of groups become multiples of this.
 
@@ -92,7 +94,7 @@ def plan(
         raise BudgetError(f"layout must be 'coupled' in this version, got {layout!r}.", expected="coupled", got=layout)
     if ratio is None:
         raise BudgetError("ratio is missing: the share of channels to remove, in [0, 1).", expected="[0, 1)", got=ratio)
-    scored = score_groups(graph.groups, score)
+    scored = score_groups(graph.groups, on(score, graph))
     solution = solve_ratio(graph, scored, ratio, floor, round_to)
     warn_if_large(graph.groups, scored.name, solution.removed, ratio, scored.values)
     return replace(to_plan(graph, solution, scored.name, layout), ranking=ranking(graph, scored, solution.removed))
@@ -144,7 +146,7 @@ def slim(
     example_inputs: Any = None,
     *,
     budget: Any = None,
-    score: str | Score = "auto",
+    score: str | Score | DataScore = "auto",
     layout: str = "coupled",
     floor: float = 0.1,
     round_to: int = 1,

@@ -5,6 +5,8 @@
 2. ``magnitude``: L2 norm of what produces a channel, relative to the mean of its axis, so that groups are comparable.
 3. ``random``: a seeded baseline.
 4. ``auto`` is ``gamma`` where every prunable group has one, and ``magnitude`` otherwise.
+5. Names of other scores of the weights (weights.py) work the same; ``"name:by"`` normalises a score (normalise.py). Scores that need data
+   are callables made with a loader (data.py).
 """
 
 from __future__ import annotations
@@ -105,6 +107,7 @@ def random(group: ChannelGroup) -> Tensor:
     return torch.rand(len(group), generator=generator, dtype=torch.float64)
 
 
+# weights.py adds its scores when the package is imported
 NAMED: dict[str, Score] = {
     "gamma": gamma,
     "gamma_sum": gamma_sum,
@@ -112,6 +115,22 @@ NAMED: dict[str, Score] = {
     "magnitude": magnitude,
     "random": random,
 }
+
+
+def named(name: str) -> Score:
+    """The score of that name (clause 5).
+
+    Raises:
+        BudgetError: there is none.
+    """
+    first, colon, by = name.partition(":")
+    if first not in NAMED:
+        raise BudgetError(f"score must be 'auto', one of {sorted(NAMED)} or a callable, got {name!r}.", got=name)
+    if not colon:
+        return NAMED[first]
+    from fxprune.score.normalise import normalised
+
+    return normalised(NAMED[first], by)
 
 
 def _numbers(result: object, name: str, group: ChannelGroup) -> Tensor:
@@ -135,9 +154,7 @@ def score(groups: Sequence[ChannelGroup], how: str | Score = "auto") -> Scored:
     """
     if isinstance(how, str):
         name = how if how != "auto" else "gamma" if all(g.gammas for g in groups) else "magnitude"
-        if name not in NAMED:
-            raise BudgetError(f"score must be 'auto', one of {sorted(NAMED)} or a callable, got {how!r}.", got=how)
-        function = NAMED[name]
+        function = named(name)
         bare = [g.name for g in groups if name.startswith("gamma") and not g.gammas]
         if bare:
             raise BudgetError(

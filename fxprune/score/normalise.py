@@ -1,0 +1,84 @@
+"""Scores of different layers made comparable: ``normalised(score, by)``.
+
+With s the scores of one group:
+
+| by | result | source |
+|---|---|---|
+| none | s | ranks within layers only |
+| mean | s / mean(s) | He et al. 2019's relative norms; what ``magnitude`` uses |
+| max | s / max(s) | |
+| l2 | s / sqrt(sum s^2) | Molchanov et al. 2017, eq. 11, arXiv:1611.06440 |
+| size | s / number of weights that produce one channel | a large filter has a large norm because it is large |
+| standard | (s - mean(s)) / standard deviation | may be negative |
+
+A group whose divisor is 0 keeps its scores (under ``standard``: zeros).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fxprune.errors import BudgetError
+from fxprune.graph.channels import ChannelGraph, ChannelGroup
+from fxprune.score.scores import Score, named, producers
+
+NORMALISATIONS = ("none", "mean", "max", "l2", "size", "standard")
+
+
+class Normalised:
+    """A score whose values per group are divided by something of that group's own."""
+
+    def __init__(self, score: Any, by: str) -> None:
+        self.score = score
+        self.by = by
+        self.__name__ = f"{getattr(score, '__name__', type(score).__name__)}:{by}"
+
+    def on(self, graph: ChannelGraph) -> Score:
+        """The same of a score that has seen the graph, if it has to."""
+        see = getattr(self.score, "on", None)
+        return self if see is None else Normalised(see(graph), self.by)
+
+    def __call__(self, group: ChannelGroup) -> Tensor:
+        """Scores of a group; shape (channels,)."""
+        values = torch.as_tensor(self.score(group)).detach().to("cpu", torch.float64)
+        if self.by == "none" or not values.numel():
+            return values
+        if self.by == "standard":
+            spread = values.std(correction=0)
+            return (values - values.mean()) / spread if spread > 0 else torch.zeros_like(values)
+        divisor = _weights_per_channel(group) if self.by == "size" else _divisor(values, self.by)
+        return values / divisor if divisor > 0 else values
+
+
+def normalised(score: Any, by: str) -> Normalised:
+    """A score made comparable across groups; ``"name:by"`` is the same as a string.
+
+    Args:
+        score: a name, a callable, or a score that needs data.
+        by: "none", "mean", "max", "l2", "size" or "standard".
+
+    Raises:
+        BudgetError: an unknown name or normalisation.
+    """
+    function = named(score) if isinstance(score, str) else score
+    if by not in NORMALISATIONS:
+        raise BudgetError(f"a normalisation is one of {', '.join(NORMALISATIONS)}, got {by!r}.", expected=NORMALISATIONS, got=by)
+    return Normalised(function, by)
+
+
+def _divisor(values: Tensor, by: str) -> float:
+    found = {"mean": values.abs().mean(), "max": values.abs().max(), "l2": values.norm()}[by]
+    return float(found)
+
+
+def _weights_per_channel(group: ChannelGroup) -> float:
+    """Numbers of weights in the rows of one channel, on average."""
+    total = 0.0
+    for member in producers(group):
+        axis = group.tensors[member.name].shape[member.dim] * member.blocks
+        total += group.tensors[member.name].numel() / axis * len(np.unique(member.atom))
+    return total / max(len(group), 1)

@@ -1,0 +1,55 @@
+"""Wall-clock times of calls that stand comparison: interleaved, on a device that has finished.
+
+1. Every round calls each candidate once, in turn, the order reversed in every second round: what slows the machine down for a while slows all
+   of them. Before the first round each is called twice, unmeasured.
+2. What counts is the lower quartile over the rounds: other processes only ever add time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+Call = Callable[[], object]
+FEWEST = 5
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what it was told."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def once(call: Call, device: torch.device) -> float:
+    """Seconds of one call."""
+    synchronize(device)
+    start = time.perf_counter()
+    call()
+    synchronize(device)
+    return time.perf_counter() - start
+
+
+def interleaved(calls: Sequence[Call], device: torch.device, seconds: float, rounds: int = 10_000) -> list[list[float]]:
+    """Seconds of every call in every round (clause 1), until ``seconds`` have gone by; at least ``FEWEST`` rounds, at most ``rounds``."""
+    for call in calls:
+        call()
+        call()
+    found: list[list[float]] = [[] for _ in calls]
+    start = time.perf_counter()
+    order = list(range(len(calls)))
+    for done in range(max(rounds, 1)):
+        if done >= FEWEST and time.perf_counter() - start > seconds:
+            break
+        for index in order if done % 2 == 0 else reversed(order):
+            found[index].append(once(calls[index], device))
+    return found
+
+
+def typical(seconds: Sequence[float]) -> float:
+    """Clause 2."""
+    return float(np.quantile(seconds, 0.25))

@@ -9,8 +9,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from fxprune.errors import InputError
 from fxprune.provenance.interpret import attribute, evaluation_clone
 
 Watch = Mapping[fx.Node, Callable[[Any], None]]
+NOTHING: Watch = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class Program:
             found[node] = list(dict.fromkeys(ends))
         return found
 
-    def run(self, call: Inputs, before: Watch = field(default_factory=dict), after: Watch = field(default_factory=dict)) -> Any:
+    def run(self, call: Inputs, before: Watch = NOTHING, after: Watch = NOTHING) -> Any:
         """Run on one batch (clauses 1 and 2); what the program returns, or None where it was stopped before.
 
         Raises:

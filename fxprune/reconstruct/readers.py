@@ -14,7 +14,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,19 +38,19 @@ FAINT = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Tail:
-    """Clause 4: ``total`` adds ``other`` to the layer's output; ``norm`` is the batch norm between, or ""."""
+    """Clause 4: ``total`` adds ``other`` to the layer's output."""
 
     total: fx.Node
     other: fx.Node
-    norm: str
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One call of a reader, and what it reads."""
+    """One call of a reader: what it reads, the batch norm that alone reads it (or None), the sum that it ends in (or None)."""
 
     node: fx.Node
     source: fx.Node
+    norm: Any
     tail: Tail | None
 
 
@@ -137,24 +137,25 @@ def _tensor(root: nn.Module, target: str) -> Any:
 
 
 def _reader(program: Program, path: str, name: str, module: Any, nodes: Sequence[fx.Node], sources: Sequence[Any]) -> Reader:
-    calls = tuple(Call(node, source, tail(program, node)) for node, source in zip(nodes, sources, strict=True))
+    calls = tuple(
+        Call(node, source, _norm_behind(program, node), tail(program, node)) for node, source in zip(nodes, sources, strict=True)
+    )
     if module.bias is not None:
-        bias = next((n for n, t in program.tensors.items() if t is module.bias), "")
         own = [m for m in program.root.modules() if getattr(m, "bias", None) is module.bias]
-        return Reader(path, name, module, calls, bias if len(own) == 1 else "", 1)
-    return Reader(path, name, module, calls, _running_mean(program, nodes) if len(nodes) == 1 else "", -1)
+        return Reader(path, name, module, calls, _name(program, module.bias) if len(own) == 1 else "", 1)
+    norm = calls[0].norm
+    users = [n for n in program.graph.nodes if n.op == "call_module" and module_at(program.root, str(n.target)) is norm]
+    alone = norm is not None and len(calls) == len(users) == 1
+    return Reader(path, name, module, calls, _name(program, norm.running_mean) if alone else "", -1)
 
 
-def _running_mean(program: Program, nodes: Sequence[fx.Node]) -> str:
-    """Clause 3: the running mean that takes an intercept, or ""."""
-    users = list(nodes[0].users)
-    if len(users) != 1 or users[0].op != "call_module":
-        return ""
-    norm = norm_at(program, users[0])
-    calls = [n for n in program.graph.nodes if n.op == "call_module" and module_at(program.root, str(n.target)) is norm]
-    if norm is None or len(calls) != 1:
-        return ""
-    return next((name for name, tensor in program.tensors.items() if tensor is norm.running_mean), "")
+def _name(program: Program, tensor: Tensor) -> str:
+    return next((name for name, own in program.tensors.items() if own is tensor), "")
+
+
+def _norm_behind(program: Program, node: fx.Node) -> Any:
+    users = list(node.users)
+    return norm_at(program, users[0]) if len(users) == 1 else None
 
 
 def norm_at(program: Program, node: fx.Node) -> Any:
@@ -170,7 +171,7 @@ def norm_at(program: Program, node: fx.Node) -> Any:
 
 def tail(program: Program, node: fx.Node) -> Tail | None:
     """Clause 4."""
-    norm, here = "", node
+    here = node
     while len(here.users) == 1:
         (user,) = here.users
         if _adds(user):
@@ -178,13 +179,12 @@ def tail(program: Program, node: fx.Node) -> Tail | None:
             other = second if first is here else first
             if not isinstance(other, fx.Node) or other is here or other.op == "get_attr" or node in ancestors(other):
                 return None
-            return Tail(user, other, norm)
+            return Tail(user, other)
         if user.op != "call_module" or user.args[:1] != (here,):
             return None
         module = module_at(program.root, str(user.target))
-        if norm_at(program, user) is not None and not norm:
-            norm = str(user.target)
-        elif not isinstance(module, STILL) and type(module).__name__ not in STILL_NAMES:
+        first_norm = here is node and norm_at(program, user) is not None
+        if not first_norm and not isinstance(module, STILL) and type(module).__name__ not in STILL_NAMES:
             return None
         here = user
     return None
@@ -220,15 +220,12 @@ def ancestors(node: fx.Node) -> set[fx.Node]:
     return found
 
 
-def scale(program: Program, tail: Tail, tensors: Mapping[str, Tensor], rows: int) -> Array:
-    """What a unit of the layer's output is worth in the sum, per channel; 0 where the layer is not asked (clause 4)."""
-    del tensors
-    if not tail.norm:
-        return np.ones(rows)
-    norm: Any = module_at(program.root, tail.norm)
-    eps = float(norm.eps)
-    found = (norm.running_var.detach().double() + eps).rsqrt()
-    if norm.weight is not None:
-        found = found * norm.weight.detach().double()
-    values: Array = found.cpu().numpy()
-    return np.where(np.abs(values) >= FAINT * np.median(np.abs(values)), values, 0.0)
+def affine(norm: Any) -> tuple[Array, Array] | None:
+    """Scale and shift of a batch norm in evaluation mode, per channel: ``norm(y) = scale y + shift``."""
+    if norm is None:
+        return None
+    scale = (norm.running_var.detach().double() + float(norm.eps)).rsqrt()
+    scale = scale if norm.weight is None else scale * norm.weight.detach().double()
+    shift = -norm.running_mean.detach().double() * scale
+    shift = shift if norm.bias is None else shift + norm.bias.detach().double()
+    return scale.cpu().numpy(), shift.cpu().numpy()

@@ -1,0 +1,225 @@
+"""One pass over the calibration images: moments of layers between two programs.
+
+1. A *site* is a layer in the original program and the same layer in the current one, which may have fewer channels. Inputs ``x`` come from
+   the current program, wanted outputs from the original (He et al. 2017, section 3.1), at the same sampled positions of the same images.
+2. What is wanted is what the current layer has to multiply out, before its bias: with outputs ``y`` of the original, batch norms ``s y + t`` there and
+   ``s' y + t'`` here, the bias ``b'`` here, and a shortcut that was ``r`` and is ``r'``:
+   ``(s y + t - t' + r - r') / s' - b'``. With the same norm on both sides and no shortcut that is ``y - b'``.
+3. Positions depend on the seed, the layer's name and the number of the batch alone.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from fxprune.capture.inputs import Inputs
+from fxprune.errors import InputError
+from fxprune.reconstruct.moments import Moments
+from fxprune.reconstruct.numbers import Array, Ids
+from fxprune.reconstruct.program import Program
+from fxprune.reconstruct.readers import FAINT, Call, Reader, affine
+from fxprune.reconstruct.rows import inputs_at, outputs_at, positions
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Where rows come from.
+
+    Attributes:
+        loader: gives batches, as often as it is gone through.
+        images: how many images are used; the last batch is used whole.
+        positions: output positions per image.
+        seed: of the positions.
+    """
+
+    loader: Iterable[Any]
+    images: int = 5000
+    positions: int = 10
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, value in (("images", self.images), ("positions", self.positions)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise InputError(f"{name} must be a positive whole number, got {value!r}.", node=name, got=value)
+        if not hasattr(self.loader, "__iter__") or iter(self.loader) is self.loader:
+            raise InputError(
+                f"loader must give its batches anew for every layer, and {type(self.loader).__name__} can be gone through once at most. "
+                "Give a DataLoader, or a list of batches.",
+                node="loader",
+                got=type(self.loader).__name__,
+            )
+
+    def calls(self) -> Iterator[Inputs]:
+        """The batches, as calls of the model.
+
+        Raises:
+            InputError: there are none.
+        """
+        seen = 0
+        for batch in self.loader:
+            call = as_call(batch)
+            yield call
+            seen += leading(call)
+            if seen >= self.images:
+                return
+        if not seen:
+            raise InputError("loader gave no batch. Layers are reconstructed on images.", node="loader", got=0)
+
+
+def as_call(batch: Any) -> Inputs:
+    """A batch as a call: a tensor; a tuple or list, of which the first entry is the input (labels may follow), a tensor or a tuple of arguments; a
+    dict of keyword arguments."""
+    if isinstance(batch, Mapping):
+        return Inputs((), dict(batch))
+    first = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+    if isinstance(first, (tuple, list)):
+        return Inputs(tuple(first), {})
+    if not isinstance(first, Tensor):
+        raise InputError(
+            f"a batch must be a tensor, a tuple that starts with one, or a dict of keyword arguments, got {type(batch).__name__}.",
+            node="loader",
+            got=type(batch).__name__,
+        )
+    return Inputs((first,), {})
+
+
+def leading(call: Inputs) -> int:
+    """The number of samples of a call."""
+    tensors = [x for x in torch.utils._pytree.tree_leaves((call.args, dict(call.kwargs))) if isinstance(x, Tensor) and x.dim()]
+    return max((len(x) for x in tensors), default=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """Clause 1; ``rows``: the original's output channels that the current layer still has, in its order."""
+
+    source: Reader
+    target: Reader
+    rows: Ids
+
+
+@dataclass(slots=True)
+class _Batch:
+    """What is seen of one call of a site in one batch."""
+
+    places: Tensor = field(default_factory=lambda: torch.empty(0))
+    shape: torch.Size = field(default_factory=torch.Size)
+    wanted: Tensor = field(default_factory=lambda: torch.empty(0))
+    shortcut: Tensor | None = None
+    inputs: Tensor = field(default_factory=lambda: torch.empty(0))
+    lost: Tensor | None = None
+
+
+def gather(original: Program, current: Program, sites: Sequence[Site], images: Calibration) -> list[Moments]:
+    """The moments of every site, over all its calls.
+
+    Raises:
+        InputError: batches that do not fit the model.
+    """
+    found = [Moments() for _ in sites]
+    draws = [torch.Generator().manual_seed(zlib.crc32(f"{images.seed} {site.target.weight}".encode())) for site in sites]
+    wants = [[_wanted(site, a, b) for a, b in zip(site.source.calls, site.target.calls, strict=True)] for site in sites]
+    for call in images.calls():
+        seen = [[_Batch() for _ in site.source.calls] for site in sites]
+        watching, watched = _Watch(), _Watch()
+        for site, draw, batches in zip(sites, draws, seen, strict=True):
+            for batch, a, b in zip(batches, site.source.calls, site.target.calls, strict=True):
+                _watch_source(watching, site, a, batch, images.positions, draw)
+                _watch_target(watched, site, b, batch)
+        original.run(call.map(torch.clone), watching.before, watching.after)
+        current.run(call.map(torch.clone), watched.before, watched.after)
+        for moments, site, batches, want in zip(found, sites, seen, wants, strict=True):
+            for batch, wanted in zip(batches, want, strict=True):
+                y = wanted(batch)
+                moments.add(batch.inputs, y.reshape(len(y), site.target.blocks, -1))
+    return found
+
+
+class _Watch:
+    """Several watchers of one node."""
+
+    def __init__(self) -> None:
+        self.before: dict[fx.Node, Callable[[Any], None]] = {}
+        self.after: dict[fx.Node, Callable[[Any], None]] = {}
+
+    def add(self, where: dict[fx.Node, Callable[[Any], None]], node: fx.Node, look: Callable[[Any], None]) -> None:
+        earlier = where.get(node)
+
+        def both(value: Any) -> None:
+            if earlier is not None:
+                earlier(value)
+            look(value)
+
+        where[node] = both
+
+
+def _watch_source(watch: _Watch, site: Site, call: Call, batch: _Batch, count: int, draw: torch.Generator) -> None:
+    module = site.source.module
+
+    def output(value: Tensor) -> None:
+        batch.places, batch.shape = positions(module, value, count, draw), value.shape
+        batch.wanted = outputs_at(module, value, batch.places)
+
+    def shortcut(values: Mapping[fx.Node, Tensor]) -> None:
+        assert call.tail is not None
+        other = values[call.tail.other]
+        if other.shape == batch.shape:
+            batch.shortcut = outputs_at(module, other, batch.places)
+
+    watch.add(watch.after, call.node, output)
+    if call.tail is not None:
+        watch.add(watch.before, call.tail.total, shortcut)
+
+
+def _watch_target(watch: _Watch, site: Site, call: Call, batch: _Batch) -> None:
+    module = site.target.module
+
+    def reading(values: Mapping[fx.Node, Tensor]) -> None:
+        batch.inputs = inputs_at(module, values[call.source], batch.places)
+
+    def shortcut(values: Mapping[fx.Node, Tensor]) -> None:
+        assert call.tail is not None
+        if batch.shortcut is not None:
+            batch.lost = outputs_at(module, values[call.tail.other], batch.places)
+
+    watch.add(watch.before, call.node, reading)
+    if call.tail is not None:
+        watch.add(watch.before, call.tail.total, shortcut)
+
+
+def _wanted(site: Site, source: Call, target: Call) -> Callable[[_Batch], Tensor]:
+    """Clause 2, as a function of what a batch shows."""
+    was, now = affine(source.norm), affine(target.norm)
+    count = len(site.rows)
+    gain, shift, worth = np.ones(count), np.zeros(count), np.ones(count)
+    if was is not None and now is not None:
+        old, new = was[0][site.rows], now[0]
+        asked = np.abs(new) >= FAINT * np.median(np.abs(new))
+        safe = np.where(asked & (new != 0), new, 1.0)
+        worth = np.where(asked & (new != 0), 1 / safe, 0.0)
+        usable = new != 0
+        gain = np.where(usable, old / np.where(usable, new, 1.0), 1.0)
+        shift = np.where(usable, (was[1][site.rows] - now[1]) / np.where(usable, new, 1.0), 0.0)
+    bias = site.target.module.bias
+    rows = torch.from_numpy(site.rows)
+
+    def numbers(values: Array, like: Tensor) -> Tensor:
+        return torch.from_numpy(values).to(like.device)
+
+    def wanted(batch: _Batch) -> Tensor:
+        y = batch.wanted[:, rows.to(batch.wanted.device)]
+        y = y.cpu().double() if y.device.type == "mps" else y.double()
+        y = y * numbers(gain, y) + numbers(shift, y)
+        if batch.shortcut is not None and batch.lost is not None:
+            difference = batch.shortcut[:, rows.to(batch.shortcut.device)].to(y) - batch.lost.to(y)
+            y = y + difference * numbers(worth, y)
+        return y if bias is None else y - bias.detach().to(y)
+
+    return wanted

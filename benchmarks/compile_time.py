@@ -7,7 +7,8 @@
    place, is not counted.
 3. Two pruners of torch-pruning are run: `bn` is its Network Slimming (BNScalePruner, BNScaleImportance), `magnitude` its
    general pruner (MagnitudePruner, GroupMagnitudeImportance), which builds its groups once less.
-4. Repeats are interleaved; the best counts for the ratios, the median stands beside it. A side that has used `--patience`
+4. Part three: fxprune alone on networks with attention, in forward passes of the same network at batch 1 on the same clock.
+5. Repeats are interleaved; the best counts for the ratios, the median stands beside it. A side that has used `--patience`
    seconds on a network is not repeated further.
 """
 
@@ -44,6 +45,7 @@ NETWORKS = (
     "googlenet",
     "regnet_y_8gf",
 )
+WITH_ATTENTION = ("vit_b_16", "swin_t", "convnext_tiny", "maxvit_t")
 PEERS = ("bn", "magnitude")
 RATIO = 0.5
 
@@ -189,13 +191,37 @@ def grow(repeats: int, patience: float, largest: int, console: Console) -> Rows:
     return rows
 
 
+def in_forward_passes(names: Sequence[str], repeats: int, console: Console) -> Rows:
+    """Part three: the time to slim a network over the time of one forward pass."""
+    table = Table(title="CPU seconds, best: one forward pass, slim", title_justify="left")
+    for column in ("network", "forward", "slim", "slim / forward"):
+        table.add_column(column, justify="left" if column == "network" else "right")
+    rows: Rows = []
+    for name in names:
+        torch.manual_seed(0)
+        model, image = torchvision_network(name)
+        forward: list[float] = []
+        spent: list[float] = []
+        with torch.no_grad():
+            model(image)
+        for _ in range(repeats):
+            with torch.no_grad():
+                forward.append(clock(lambda m, x: m(x), model, image)[0])
+            spent.append(clock(ours, model, image)[0])
+        passes = min(spent) / min(forward)
+        rows.append({"network": name, "forward": forward, "seconds": spent, "passes": passes})
+        table.add_row(name, f"{min(forward):.3f}", f"{min(spent):.3f}", f"{passes:.1f}")
+    console.print(table)
+    return rows
+
+
 def number_of_couplings(graph: Any) -> int:
     """How many pairs of atoms the analysis coupled, before closing them."""
     return sum(len(coupling.left) for coupling in graph.program.recorder.couplings)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Parse the command line, run both parts, and write JSON if asked to."""
+    """Parse the command line, run the parts, and write JSON if asked to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="*", default=list(NETWORKS), help="torchvision classifiers; none skips part one")
     parser.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS), help="pruners of torch-pruning")
@@ -203,6 +229,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--patience", type=float, default=60, help="CPU seconds after which a side is not repeated; default 60")
     parser.add_argument("--largest", type=int, default=5_000, help="most layers of part two; 0 skips it")
+    parser.add_argument("--attention", nargs="*", default=list(WITH_ATTENTION), help="networks of part three; none skips it")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all numbers to FILE")
     options = parser.parse_args(arguments)
 
@@ -213,11 +240,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sides: dict[str, Compile] = {} if options.only_peers else {"fxprune": ours}
     sides |= {f"torch-pruning {kind}": peer(kind) for kind in options.peers}
 
-    result: dict[str, Any] = {"machine": machine.facts(), "ratio": RATIO, "networks": [], "growth": []}
+    result: dict[str, Any] = {"machine": machine.facts(), "ratio": RATIO, "networks": [], "growth": [], "attention": []}
     if options.networks:
         result["networks"] = compare(options.networks, sides, options.repeats, options.patience, console)
     if options.largest and not options.only_peers:
         result["growth"] = grow(options.repeats, options.patience, options.largest, console)
+    if options.attention and not options.only_peers:
+        result["attention"] = in_forward_passes(options.attention, max(5, options.repeats), console)
     if options.json is not None:
         options.json.write_text(json.dumps(result, indent=2) + "\n")
 

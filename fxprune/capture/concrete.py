@@ -281,13 +281,13 @@ class ConcreteTracer(ChannelTracer):
         if str(node.target).endswith("training") and node.op == "get_attr":
             return False
         args, kwargs = arguments(node, self._known)
-        module = self._shadow.get_submodule(str(node.target)) if node.op == "call_module" else None
-        key = remembered.signature(node, module, args, kwargs)
-        if key is not UNKNOWN and key in self._remembered:
-            return self._remembered[key]
         asking, self._busy = builtins.isinstance, True
         builtins.isinstance = IS_INSTANCE  # no proxies in here, and torch asks a lot
         try:
+            module = self._shadow.get_submodule(str(node.target)) if node.op == "call_module" else None
+            key = remembered.signature(node, module, args, kwargs)
+            if key is not UNKNOWN and key in self._remembered:
+                return self._remembered[key]
             with self._fake, torch.no_grad():
                 if node.op == "call_method" and node.target in remembered.RESHAPING:
                     self._own(node, args[0])

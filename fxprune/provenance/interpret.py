@@ -6,12 +6,13 @@
 3. Model outputs are pinned.
 4. Rows that the program computes to take out of a parameter or buffer (the first n of a table of positions) are pinned, those that these
    inputs do not take included: others do.
+5. Arithmetic on sizes, and what is asked about a tensor (its shape, its dtype), needs no tracker.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -198,6 +199,9 @@ def evaluate(node: fx.Node, root: nn.Module, env: Mapping[fx.Node, Any], tracker
             return module(*args, **kwargs)
     if node.op == "output":
         return args[0]
+    if node.target in ABOUT and _asks(node, args):
+        ask: Any = node.target if node.op == "call_function" else getattr(torch.Tensor, str(node.target))
+        return ask(*args, **kwargs)
     if node.target in (operator.getitem, operator.setitem) and isinstance(args[0], Tensor):
         _keep_table(node, args[0], tracker)
         args = (args[0], _known_key(args[1], tracker), *args[2:])
@@ -214,6 +218,15 @@ def evaluate(node: fx.Node, root: nn.Module, env: Mapping[fx.Node, Any], tracker
         if node.op == "get_attr":
             return attribute(root, str(node.target))
     raise CaptureError(f"node {node.name!r} has the unknown kind {node.op!r}.", node=node.name)
+
+
+def _asks(node: fx.Node, args: Sequence[Any]) -> bool:
+    """Clause 5: no tensor is computed."""
+    if node.op == "call_method":
+        return isinstance(args[0], Tensor)
+    if node.target is getattr:
+        return args[1] in ABOUT
+    return not any(isinstance(arg, (Tensor, list, tuple)) for arg in args) or type(args[0]) is torch.Size
 
 
 def _keep_table(node: fx.Node, table: Tensor, tracker: Tracker) -> None:
@@ -240,6 +253,10 @@ def _visible(node: fx.Node, env: Mapping[fx.Node, Any]) -> bool:
     return not any(isinstance(env[n], Tensor) and n.op != "get_attr" for n in node.all_input_nodes if n is not node.args[0])
 
 
+ABOUT: frozenset[Any] = frozenset(
+    {getattr, "size", "dim", "shape", "ndim", "dtype", "device"}
+    | {getattr(operator, name) for name in "getitem add sub mul truediv floordiv mod pow neg eq ne lt le gt ge".split()}
+)
 INDEXING = (operator.getitem, operator.setitem, torch.index_select, "index_select", "__getitem__")
 
 

@@ -14,12 +14,14 @@
 
 from __future__ import annotations
 
+import dis
 import inspect
 import math
 import operator
+import sys
 import traceback
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cached_property
 from typing import Any
@@ -48,6 +50,7 @@ DECIDING = frozenset(
         ),
     }
 )
+UNPACK = dis.opmap["UNPACK_SEQUENCE"]
 CONSTANTS = frozenset({int, float, bool, str, type(None), torch.dtype, torch.device, type(...)})
 PURE_METHODS = frozenset({"size", "dim", "softmax", "mean", "transpose", "numel"})
 
@@ -83,6 +86,16 @@ class ChannelProxy(fx.Proxy):
 
     def __setitem__(self, key: Any, value: Any) -> None:
         self.tracer.create_proxy("call_function", operator.setitem, (self, key, value), {})
+
+    def __iter__(self) -> Iterator[Any]:
+        """The same as fx's, which disassembles the calling function each time: an assignment to n names takes n items."""
+        frame = sys._getframe(1)
+        code, at = frame.f_code.co_code, frame.f_lasti
+        if code[at] != UNPACK:
+            return self.tracer.iter(self)
+        proxy: Any = self
+        more = code[at - 1] << 8 if at and code[at - 2] == dis.EXTENDED_ARG else 0
+        return iter([proxy[i] for i in range(code[at + 1] + more)])
 
 
 def _augmented(name: str) -> Any:

@@ -248,3 +248,25 @@ def test_the_line_that_cannot_be_traced_is_named() -> None:
 
     with pytest.raises(CaptureError, match=r"test_capture\.py:\d+, \"return super\(\)\.forward\(x\) if x\.mean\(\) > 0 else x\""):
         trace(Depends())
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 300])
+def test_unpacking_takes_as_many_items_as_there_are_names(count: int) -> None:
+    names = ", ".join(f"a{i}" for i in range(count))
+    source = f"def forward(self, x):\n    {names}, = x.unbind(1)\n    return a0 + a{count - 1}\n"
+    space: dict[str, Any] = {}
+    exec(source, space)  # noqa: S102 - made here
+    model = type("Unpacking", (nn.Module,), {"forward": space["forward"]})()
+    x = torch.randn(2, count)
+    captured = trace(model)
+    assert torch.equal(captured.module()(x), model(x))
+    assert {node.args[1] for node in captured.graph.nodes if node.target is operator.getitem} == {0, count - 1}
+
+
+def test_a_proxy_in_a_loop_is_refused() -> None:
+    class Looping(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return sum(x)  # type: ignore[return-value]
+
+    with pytest.raises(fxprune.CaptureError):
+        trace(Looping())

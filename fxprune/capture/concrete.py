@@ -193,6 +193,8 @@ class ConcreteTracer(ChannelTracer):
                 return super().trace(root, concrete_args)
         finally:
             table.update(entered)
+            for held in (self.values, self._remembered, self._shadow._modules):  # in cycles, which the garbage collector would have to find
+                held.clear()
 
     @contextmanager
     def _asking(self) -> Iterator[None]:

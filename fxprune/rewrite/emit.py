@@ -147,7 +147,7 @@ def _nodes(state: Pass, inputs: Inputs) -> fx.Graph:
 
 def _node(state: Pass, node: fx.Node, copy: fx.Node, env: dict[fx.Node, Any]) -> Any:
     expected = state.graph.nodes[node.name]
-    if not state.graph.closed.cells:
+    if state.in_order(node):
         known = _foreseen(state, node, copy, expected, env)
         if known is not None:
             return known

@@ -1,6 +1,6 @@
 """Nodes whose slim result is known without running it.
 
-1. Where nothing is thinned in step, what survives stands in the order of the original everywhere, so no order has to be followed.
+1. What is not thinned in step stands in the order of the original everywhere, so no order has to be followed.
 2. A plain layer and an elementwise function of tensors have no literal that repeats a width. What provenance predicts is held against
    the widths that arrive and the layer's own, by arithmetic; where that does not come out even, the node is run like any other.
 """
@@ -38,6 +38,12 @@ def _batch_norm(m: Any, given: Shape, predicted: Shape) -> bool:
     return given == predicted and all(t is None or t.shape[0] == given[1] for t in held)
 
 
+def _layer_norm(m: Any, given: Shape, predicted: Shape) -> bool:
+    shape = tuple(m.normalized_shape)
+    held = (m.weight, m.bias)
+    return given == predicted and given[len(given) - len(shape) :] == shape and all(t is None or tuple(t.shape) == shape for t in held)
+
+
 def _elementwise(_: Any, given: Shape, predicted: Shape) -> bool:
     return given == predicted
 
@@ -50,6 +56,7 @@ LAYERS: dict[type[nn.Module], Callable[[Any, Shape, Shape], bool]] = {
     nn.Conv2d: _convolution,
     nn.BatchNorm2d: _batch_norm,
     nn.Linear: _linear,
+    nn.LayerNorm: _layer_norm,
     **dict.fromkeys((nn.ReLU, nn.ReLU6, nn.SiLU, nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid, nn.GELU, nn.Tanh), _elementwise),
     **dict.fromkeys((nn.Dropout, nn.Identity), _elementwise),
     **dict.fromkeys((nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d), _pool),

@@ -49,3 +49,9 @@ def on_post_page(output: str, page: Any, config: Any) -> str:
     """Take the search's helper from the site itself: nothing is loaded from elsewhere."""
     del page, config
     return output.replace("https://unpkg.com/iframe-worker/shim", "javascripts/iframe-worker.js")
+
+
+def on_post_template(output_content: str, template_name: str, config: Any) -> str:
+    """The same for pages without a source."""
+    del template_name
+    return on_post_page(output_content, None, config)

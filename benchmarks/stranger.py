@@ -94,6 +94,7 @@ class Walk:
         self.home.mkdir()
         kept = ("HOME", "LANG", "PATH", "TMPDIR", "PIP_INDEX_URL", "PIP_FIND_LINKS", "PIP_CONFIG_FILE", "OMP_NUM_THREADS")
         self.environment = {name: os.environ[name] for name in kept if name in os.environ}
+        self.environment.setdefault("OMP_NUM_THREADS", "1")
         self.begin = time.perf_counter()
 
     def step(self, what: str, command: Sequence[str | Path], cwd: Path | None = None) -> str:

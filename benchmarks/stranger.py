@@ -1,11 +1,11 @@
 """A stranger's path: a fresh environment, the wheel, the tutorial, a model of one's own, another process, ONNX.
 
-    python benchmarks/stranger.py [--torch-from SITE_PACKAGES | --download-torch] [--keep FOLDER]
+    python benchmarks/stranger.py [--download-torch] [--keep FOLDER]
 
 1. Wheel and sdist are built from this checkout.
-2. ``python -m venv`` makes an environment; pip installs the wheel with ``[export,demo]`` in it, with all that it depends on. Only torch and torchvision
-   with the libraries of their devices (5.6 GB) are *borrowed* from the environment that runs this script, by links and a ``.pth`` file, which
-   pip takes for installed packages. ``--download-torch`` borrows nothing.
+2. ``python -m venv`` makes an environment; pip installs the wheel with ``[export,demo]`` in it, with all that it depends on. Only torch and
+   torchvision with the libraries of their devices (5.6 GB) are *borrowed* from the environment that runs this script, by links and a ``.pth``
+   file, which pip takes for installed packages. ``--download-torch`` borrows nothing.
 3. In an empty folder, without this checkout on the path: the README's and the tutorial's Python blocks run; a model of one's own is slimmed and
    saved in one process, loaded in another, exported to ONNX there, and run by onnxruntime in a third, which has no torch loaded. All outputs
    are compared with the first process's.
@@ -14,7 +14,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.metadata as metadata
 import os
 import re
 import subprocess
@@ -22,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -94,10 +94,11 @@ class Walk:
         self.home.mkdir()
         kept = ("HOME", "LANG", "PATH", "TMPDIR", "PIP_INDEX_URL", "PIP_FIND_LINKS", "PIP_CONFIG_FILE", "OMP_NUM_THREADS")
         self.environment = {name: os.environ[name] for name in kept if name in os.environ}
+        self.environment.setdefault("OMP_NUM_THREADS", "1")
         self.begin = time.perf_counter()
 
     def step(self, what: str, command: Sequence[str | Path], cwd: Path | None = None) -> str:
-        done = subprocess.run(
+        done = subprocess.run(  # noqa: S603 - our own commands
             [str(part) for part in command],
             check=False,
             cwd=cwd or self.home,

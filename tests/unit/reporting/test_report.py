@@ -210,6 +210,7 @@ def test_latency_is_measured_in_turns(residual: tuple[nn.Module, nn.Module]) -> 
     assert min(slow.wall, slow.cpu, fast.wall, fast.speedup) > 0
 
 
+@pytest.mark.slow
 def test_densenet201_stays_below_two_megabytes(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = models.densenet201()

@@ -115,6 +115,8 @@ def deploy(
         raise BudgetError(f"form must be one of {', '.join(map(repr, FORMS))}, got {form!r}.", node="form", got=form)
     inputs = given(example_inputs) if example_inputs is not None else infer(model, lambda candidate: _works(model, candidate))
     kept = untouched(model)
+    if form == GIVEN:
+        return _told(kept, Deployment(GIVEN, (Candidate(GIVEN, error=0.0),), reason="asked for as given"))
     expected = outputs(kept, inputs, of="the model")
     changed = _changed(kept, model)
     if changed:
@@ -130,15 +132,16 @@ def deploy(
         facts = facts_of(SlimModule(root, _copied(graph), captured.name), inputs)
     except Exception as error:  # noqa: BLE001 - whatever the program raises, the model itself runs
         return _told(kept, Deployment(GIVEN, (Candidate(GIVEN, error=0.0),), reason=line(error)))
-    made: list[tuple[str, nn.Module | str]] = [(GIVEN, kept)]
+    made: list[tuple[str, nn.Module]] = [(GIVEN, kept)]
     folded, removed = _fold(graph, root, facts)
     made.append((FOLDED, SlimModule(root, graph, captured.name)))
     graph = _copied(graph)
-    if in_place(graph, root, facts):
+    if form != FOLDED and in_place(graph, root, facts):
         made.append((IN_PLACE, SlimModule(evaluation_clone(root, _shared), graph, captured.name)))
     root, graph = evaluation_clone(root, _shared), _copied(graph)
-    if channels_last(graph, root):
+    if form in ("", LAST) and channels_last(graph, root):
         made.append((LAST, SlimModule(root, graph, captured.name)))
+    made = made[:: len(made) - 1] if form else made
     chosen, module, candidates = _fastest(made, inputs, expected, 0.0 if form else seconds, tolerance, form or FOLDED)
     return _told(module, Deployment(chosen, candidates, folded.nodes, folded.left, removed))
 

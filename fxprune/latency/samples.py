@@ -65,6 +65,7 @@ def samples(graph: ChannelGraph) -> list[Plan]:
     rows = [[(LEVELS[row[own]], 0) for own in column] for row in array()]
     rows += [[chosen] * len(column) for chosen in UNEVEN]
     in_step = np.zeros(graph.closed.count, np.bool_)
+    in_step[graph.closed.owners] = True
     for cells in graph.closed.cells:
         for cell in cells.cells:
             in_step[cell] = True

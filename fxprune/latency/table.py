@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.console import Group
 from rich.table import Table
 from torch import fx, nn
 
@@ -97,16 +98,16 @@ class LatencyTable:
             found[entry.name] = entry.at(widths) * self.penalties.get(entry.name, {}).get(even, 1.0)
         return found
 
-    def __rich__(self) -> Table:
+    def __rich__(self) -> Group:
         title = f"{1e3 * self.seconds():.3f} ms ({self.form}) on {self.machine['device']}, {self.machine['threads']} threads"
-        found = Table(title=title, title_justify="left")
+        found = Table()
         for column in ("layer", "axes", "full width, us", "half of each width, us"):
             found.add_column(column, justify="left" if column in ("layer", "axes") else "right")
         for entry in sorted(self.entries, key=lambda e: -float(e.costs.flat[-1])):
             half = entry.at([grid[-1] / 2 for grid in entry.widths])
             axes = ", ".join(f"{name}[{dim}]" for name, dim in entry.axes)
             found.add_row(entry.name, axes, f"{1e6 * float(entry.costs.flat[-1]):.1f}", f"{1e6 * half:.1f}")
-        return found
+        return Group(title, found)
 
     def __str__(self) -> str:
         return as_text(self.__rich__())

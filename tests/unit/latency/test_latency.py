@@ -89,7 +89,7 @@ def test_every_layer_meets_every_pair_of_widths() -> None:
 def test_samples_of_every_kind_of_network_can_be_made(name: str) -> None:
     chosen = NETS[name]
     model = chosen.model()
-    for plan in samples(fxprune.analyze(model, chosen.batch(2)))[:7:3]:
+    for plan in samples(fxprune.analyze(model, chosen.batch(2)))[6:8]:
         slim = fxprune.apply(model, plan, chosen.batch(2), verify=False)
         run(slim, chosen.batch(2))
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -85,8 +85,9 @@ class Comparison:
     def ratios(self) -> tuple[float, ...]:
         return tuple(point.asked for point in next(iter(self.curves.values()), ()))
 
-    def __rich__(self) -> Table:
-        table = Table(title=f"{self.metric} against ratio; {self.baseline:.4f} before", title_justify="left")
+    def __rich__(self) -> Group:
+        title = f"{self.metric} against ratio; {self.baseline:.4f} before"
+        table = Table()
         table.add_column("score")
         for ratio in self.ratios:
             table.add_column(f"{ratio:g}", justify="right")
@@ -95,7 +96,7 @@ class Comparison:
             cells = ["-" if math.isnan(p.value) else f"{p.value:.4f}" for p in points]
             marked = [f"[bold]{cell}[/]" if best.get(p.asked) == name else cell for cell, p in zip(cells, points, strict=True)]
             table.add_row(name, *marked)
-        return table
+        return Group(title, table)
 
     def __str__(self) -> str:
         return as_text(self.__rich__())

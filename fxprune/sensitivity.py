@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from rich.console import Group
 from rich.table import Table
 from torch import Tensor, nn
 
@@ -145,10 +146,11 @@ class Sensitivity:
                 found[curve.label] = min(share[last] + part * (share[last + 1] - share[last]), share[-2])
         return found
 
-    def __rich__(self) -> Table:
+    def __rich__(self) -> Group:
         asked = sorted({round(s, 2) for curve in self.curves for s, _ in curve.points})
         shares = asked if len(asked) <= 10 else sorted({round(s, 1) for s in asked})
-        table = Table(title=f"{self.metric} when a share of one group goes; {self.baseline:.4f} before", title_justify="left")
+        title = f"{self.metric} when a share of one group goes; {self.baseline:.4f} before"
+        table = Table()
         table.add_column("group")
         table.add_column("channels", justify="right")
         for share in shares:
@@ -159,7 +161,7 @@ class Sensitivity:
                 near = [value for s, value in curve.points if math.isclose(round(s, 2 if shares is asked else 1), share)]
                 cells.append(f"{near[0]:.4f}" if near else "")
             table.add_row(curve.label, str(curve.channels), *cells)
-        return table
+        return Group(title, table)
 
     def __str__(self) -> str:
         return as_text(self.__rich__())

@@ -1,8 +1,10 @@
-"""Wall-clock times of calls that stand comparison: interleaved, on a device that has finished.
+"""Times of calls that stand comparison: interleaved, on a device that has finished.
 
 1. Every round calls each candidate once, in turn, the order reversed in every second round: what slows the machine down for a while slows all
    of them. Before the first round each is called twice, unmeasured.
-2. What counts is the lower quartile over the rounds: other processes only ever add time.
+2. The clock is the wall's; on a CPU with one torch thread it is the CPU time of that thread, which on an idle machine is the same and on
+   a shared one does not count what others do meanwhile.
+3. What counts is the lower quartile over the rounds: other processes only ever add time.
 """
 
 from __future__ import annotations
@@ -27,11 +29,17 @@ def synchronize(device: torch.device) -> None:
 
 def once(call: Call, device: torch.device) -> float:
     """Seconds of one call."""
+    clock = clock_of(device)
     synchronize(device)
-    start = time.perf_counter()
+    start = clock()
     call()
     synchronize(device)
-    return time.perf_counter() - start
+    return clock() - start
+
+
+def clock_of(device: torch.device) -> Callable[[], float]:
+    """Clause 2."""
+    return time.thread_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
 
 
 def interleaved(calls: Sequence[Call], device: torch.device, seconds: float, rounds: int = 10_000) -> list[list[float]]:
@@ -51,5 +59,5 @@ def interleaved(calls: Sequence[Call], device: torch.device, seconds: float, rou
 
 
 def typical(seconds: Sequence[float]) -> float:
-    """Clause 2."""
+    """Clause 3."""
     return float(np.quantile(seconds, 0.25))

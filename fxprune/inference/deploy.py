@@ -39,6 +39,7 @@ RECORD, ATTRIBUTE = "fxprune_deployment", "_fxprune_deployment"
 TOLERANCE = 1e-5
 STEPS = 32
 GIVEN, FOLDED, IN_PLACE, LAST = "as given", "folded", "in place", "channels last"
+FORMS = (GIVEN, FOLDED, IN_PLACE, LAST)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,9 @@ class Deployment:
 
 
 @torch.no_grad()
-def deploy(model: nn.Module, example_inputs: Any = None, *, seconds: float = 2.0, tolerance: float = TOLERANCE) -> nn.Module:
+def deploy(
+    model: nn.Module, example_inputs: Any = None, *, seconds: float = 2.0, tolerance: float = TOLERANCE, form: str = ""
+) -> nn.Module:
     """The network for inference: the same outputs, never slower than what was given.
 
     Args:
@@ -92,13 +95,14 @@ def deploy(model: nn.Module, example_inputs: Any = None, *, seconds: float = 2.0
         seconds: how long candidates are timed altogether. With 0 nothing is timed, and the folded form is returned: for ``torch.compile`` and
             exporters, which choose layouts of their own.
         tolerance: largest difference of an output, relative to its largest value.
+        form: "as given", "folded", "in place" or "channels last": that candidate, untimed; the one before it where the network has none.
 
     Returns:
         A module in evaluation mode whose parameters need no gradients; ``deployment_of`` tells what was done. It carries no plan: save
         the slim model, and deploy it again after loading.
 
     Raises:
-        BudgetError: ``seconds`` or ``tolerance`` is no positive number.
+        BudgetError: ``seconds`` or ``tolerance`` is no number from 0 on, or an unknown form.
         InputError: the model fails on the example inputs, or none can be inferred.
     """
     if not isinstance(model, nn.Module):
@@ -107,33 +111,38 @@ def deploy(model: nn.Module, example_inputs: Any = None, *, seconds: float = 2.0
     for name, value in numbers:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
             raise BudgetError(f"{name} must be a number that is not negative, got {value!r}.", node=name, got=value)
+    if form not in ("", *FORMS):
+        raise BudgetError(f"form must be one of {', '.join(map(repr, FORMS))}, got {form!r}.", node="form", got=form)
     inputs = given(example_inputs) if example_inputs is not None else infer(model, lambda candidate: _works(model, candidate))
-    untouched = _copy(model)
-    expected = outputs(untouched, inputs, of="the model")
-    changed = _changed(untouched, model)
+    kept = untouched(model)
+    if form == GIVEN:
+        return _told(kept, Deployment(GIVEN, (Candidate(GIVEN, error=0.0),), reason="asked for as given"))
+    expected = outputs(kept, inputs, of="the model")
+    changed = _changed(kept, model)
     if changed:
         reason = f"the model changes its buffer {changed!r} when it is called"
-        return _told(_copy(model), Deployment(GIVEN, (Candidate(GIVEN, error=0.0),), reason=reason))
+        return _told(untouched(model), Deployment(GIVEN, (Candidate(GIVEN, error=0.0),), reason=reason))
     try:
         captured = trace(model, None, inputs)
     except CaptureError as error:
-        return _told(untouched, Deployment(GIVEN, (Candidate(GIVEN, error=0.0),), reason=str(error)))
+        return _told(kept, Deployment(GIVEN, (Candidate(GIVEN, error=0.0),), reason=str(error)))
     root, graph = evaluation_clone(captured.root, _own), _copied(captured.graph)
     try:
         settle_flags(graph, root)
         facts = facts_of(SlimModule(root, _copied(graph), captured.name), inputs)
     except Exception as error:  # noqa: BLE001 - whatever the program raises, the model itself runs
-        return _told(untouched, Deployment(GIVEN, (Candidate(GIVEN, error=0.0),), reason=line(error)))
-    made: list[tuple[str, nn.Module | str]] = [(GIVEN, untouched)]
+        return _told(kept, Deployment(GIVEN, (Candidate(GIVEN, error=0.0),), reason=line(error)))
+    made: list[tuple[str, nn.Module]] = [(GIVEN, kept)]
     folded, removed = _fold(graph, root, facts)
     made.append((FOLDED, SlimModule(root, graph, captured.name)))
     graph = _copied(graph)
-    if in_place(graph, root, facts):
+    if form != FOLDED and in_place(graph, root, facts):
         made.append((IN_PLACE, SlimModule(evaluation_clone(root, _shared), graph, captured.name)))
     root, graph = evaluation_clone(root, _shared), _copied(graph)
-    if channels_last(graph, root):
+    if form in ("", LAST) and channels_last(graph, root):
         made.append((LAST, SlimModule(root, graph, captured.name)))
-    chosen, module, candidates = _fastest(made, inputs, expected, seconds, tolerance)
+    made = made[:: len(made) - 1] if form else made
+    chosen, module, candidates = _fastest(made, inputs, expected, 0.0 if form else seconds, tolerance, form or FOLDED)
     return _told(module, Deployment(chosen, candidates, folded.nodes, folded.left, removed))
 
 
@@ -162,7 +171,7 @@ def _fold(graph: fx.Graph, root: nn.Module, facts: Facts) -> tuple[Folded, tuple
 
 
 def _fastest(
-    made: list[tuple[str, Any]], inputs: Inputs, expected: list[Tensor], seconds: float, tolerance: float
+    made: list[tuple[str, Any]], inputs: Inputs, expected: list[Tensor], seconds: float, tolerance: float, form: str
 ) -> tuple[str, nn.Module, tuple[Candidate, ...]]:
     """Clauses 3 and 4."""
     found: dict[str, Candidate] = {}
@@ -186,7 +195,7 @@ def _fastest(
             found[name] = Candidate(name, typical(own), found[name].error)
         chosen = min(modules, key=lambda name: (found[name].seconds, list(modules).index(name)))
     else:
-        chosen = FOLDED if FOLDED in modules else GIVEN
+        chosen = [name for name in FORMS[: FORMS.index(form) + 1] if name in modules][-1]
     return chosen, modules[chosen], tuple(found.values())
 
 
@@ -204,7 +213,8 @@ def _shared(_name: str, tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _copy(model: nn.Module) -> nn.Module:
+def untouched(model: nn.Module) -> nn.Module:
+    """A copy in evaluation mode with tensors of its own."""
     if isinstance(model, fx.GraphModule):
         return SlimModule(evaluation_clone(model, _own), _copied(model.graph), type(model).__name__)
     new = clone(model, _own)

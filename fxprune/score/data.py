@@ -3,7 +3,7 @@
 1. A score of this kind is made without a model, ``taylor(loader, loss)``, and handed to ``plan`` or ``slim`` like any other. They show it
    the channel graph first (``on``), and get a plain score back; the pass happens then, once per graph.
 2. Nothing of the model changes: no gradients, modes or statistics; weights are shared, buffers copied. Memory is that of one batch and one
-   number per channel (``taylor``, ``obd``: per weight), however many samples there are.
+   number per channel (``obd``: per weight), however many samples there are.
 3. ``loss(output, target)`` is a mean over the samples of a batch, and is taken as the mean over all samples.
 4. d_n(c) is the rate of the loss of sample n against scaling coupled channel c (reads.py, clause 3).
 """
@@ -70,11 +70,11 @@ class Streamed:
 
 
 def taylor(loader: Iterable[Any], loss: Loss = F.cross_entropy, *, batches: int | None = None) -> Streamed:
-    """First-order effect on the loss of removing a channel, from the weights that read it: |sum of w * dL/dw|.
+    """First-order effect on the loss of removing a channel, from the weights that read it: mean over batches of |sum of w * dL/dw|.
 
-    Molchanov et al. 2019, section 3.1 and eq. 8 with the sum inside (their "gate" before the square), arXiv:1906.10771; they take a filter's own
-    weights, we take the weights that read the channel, since a plan removes it there in every branch; L is the loss of all samples.
-    Where no parameter reads a channel, the weights that make it count.
+    Molchanov et al. 2019, eq. 8 (with the absolute value for the square), arXiv:1906.10771, averaged over batches as they do: where training has
+    converged, the gradient of the loss of all samples is zero, and says nothing. They take a filter's own weights; we take the weights that
+    read the channel, since a plan removes it there in every branch. Where no parameter reads a channel, the weights that make it count.
     """
     return Streamed("taylor", lambda graph: _taylor(graph, loader, loss, batches))
 
@@ -198,14 +198,13 @@ class _Weights:
 
 def _taylor(graph: ChannelGraph, loader: Iterable[Any], loss: Loss, most: int | None) -> Tensor:
     weights = _Weights(graph)
-    mean: dict[str, Tensor] = {}
-    samples = 0
+    total, samples = torch.zeros(graph.closed.count, dtype=torch.float64), 0
     for batch in batches(loader, _device(graph), most):
+        found = weights.gradients(batch, loss)
+        effect = {name: weights.parameters[name].detach() * gradient for name, gradient in found.items()}
+        total += _per_channel(graph, effect, readers_only=True).abs() * batch.samples
         samples += batch.samples
-        for name, gradient in weights.gradients(batch, loss).items():
-            mean[name] = mean[name] + gradient * batch.samples if name in mean else gradient * batch.samples
-    effect = {name: weights.parameters[name].detach() * total / samples for name, total in mean.items()}
-    return _per_channel(graph, effect, readers_only=True).abs()
+    return total / samples
 
 
 def _obd(graph: ChannelGraph, loader: Iterable[Any], loss: Loss, most: int | None) -> Tensor:

@@ -13,7 +13,7 @@ from tests.property.profile import share
 from tests.property.strategies import Case, cases
 
 
-@share(0.3)
+@share(0.2)
 @given(cases())
 def test_a_deployed_network_computes_the_same(case: Case) -> None:
     c = compiled(case)

@@ -1,0 +1,143 @@
+"""Measured samples on disk.
+
+1. Every combination of device name, threads, torch version, dtype, input shapes and model structure has a file of its own, whose name is a digest
+   of them and in which they stand. Weights' numbers are no part of it.
+2. Every sample is written at once (io/atomic.py): a measurement that is interrupted goes on from the last one. A file that cannot be read
+   is an error that says so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fxprune.capture.inputs import Inputs
+from fxprune.errors import FileFormatError
+from fxprune.io.atomic import replacing
+
+FORMAT = 1
+
+
+def processor() -> str:
+    """The name of the CPU, as far as the system tells."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def device_name(device: torch.device) -> str:
+    """What the device calls itself."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{processor()} ({device.type})"
+
+
+def machine_state(device: torch.device, program: fx.GraphModule, inputs: Inputs, *, deployed: bool) -> dict[str, Any]:
+    """Clause 1."""
+    tensors = [x for x in torch.utils._pytree.tree_leaves((inputs.args, dict(inputs.kwargs))) if isinstance(x, Tensor)]
+    return {
+        "device": device_name(device),
+        "threads": torch.get_num_threads() if device.type == "cpu" else 0,
+        "torch": torch.__version__,
+        "dtype": str(next((p.dtype for p in program.parameters()), torch.float32)),
+        "inputs": [f"{tuple(x.shape)} {x.dtype}" for x in tensors],
+        "model": structure(program),
+        "deployed": deployed,
+    }
+
+
+def structure(program: fx.GraphModule) -> str:
+    """A SHA-256 over the program, its modules' options and the shapes of its tensors; not over numbers."""
+    digest = hashlib.sha256()
+    for node in program.graph.nodes:
+        digest.update(f"{node.name} {node.op} {node.target} {node.args} {node.kwargs}\n".encode())
+    for name, module in program.named_modules():
+        digest.update(f"{name} {type(module).__name__} {module.extra_repr()}\n".encode())
+    for name, tensor in program.state_dict().items():
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+    return digest.hexdigest()
+
+
+def default_folder() -> Path:
+    """``$FXPRUNE_CACHE``, or ``fxprune`` in the user's cache folder."""
+    chosen = os.environ.get("FXPRUNE_CACHE")
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(chosen) if chosen else Path(base) / "fxprune"
+
+
+class Samples:
+    """What was measured, for one machine state (clauses 1 and 2)."""
+
+    def __init__(self, folder: Path | None, state: Mapping[str, Any]) -> None:
+        self.state = dict(state)
+        digest = hashlib.sha256(json.dumps(self.state, sort_keys=True).encode()).hexdigest()[:16]
+        self.file = None if folder is None else folder / f"latency-{digest}.json"
+        self.form = ""
+        self.by_number: dict[str, dict[str, Any]] = {}
+        self._read()
+
+    @property
+    def samples(self) -> dict[int, dict[str, Any]]:
+        """Widths by axis label and seconds by node, per sample."""
+        return {int(number): sample for number, sample in self.by_number.items()}
+
+    def start(self, form: str) -> None:
+        """The form of deployment that samples take."""
+        self.form = form
+        self._write()
+
+    def has(self, number: int) -> bool:
+        return str(number) in self.by_number
+
+    def put(self, number: int, widths: Mapping[str, int], seconds: Mapping[str, float], total: float) -> None:
+        """Clause 2; no seconds: this sample cannot be made."""
+        self.by_number[str(number)] = {"widths": dict(widths), "seconds": dict(seconds), "total": total}
+        self._write()
+
+    def _write(self) -> None:
+        if self.file is None:
+            return
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        content = {
+            "format": FORMAT,
+            "machine": self.state,
+            "form": self.form,
+            "samples": self.by_number,
+        }
+        with replacing(self.file) as stream:
+            stream.write((json.dumps(content) + "\n").encode())
+
+    def _read(self) -> None:
+        if self.file is None or not self.file.exists():
+            return
+        try:
+            data = json.loads(self.file.read_text(encoding="utf-8"))
+            same = data["format"] == FORMAT and data["machine"] == self.state
+            self.form = str(data["form"])
+            self.by_number = {str(int(number)): _sample(sample) for number, sample in data["samples"].items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise FileFormatError(
+                f"{self.file} holds no latency measurements ({error}). Remove it to measure anew.", node=str(self.file)
+            ) from error
+        if not same:
+            raise FileFormatError(
+                f"{self.file} holds measurements of another machine or format. Remove it to measure anew.",
+                node=str(self.file),
+                expected=self.state,
+                got=data.get("machine"),
+            )
+
+
+def _sample(data: Mapping[str, Any]) -> dict[str, Any]:
+    widths = {str(label): int(width) for label, width in data["widths"].items()}
+    seconds = {str(node): float(value) for node, value in data["seconds"].items()}
+    return {"widths": widths, "seconds": seconds, "total": float(data["total"])}

@@ -1,0 +1,321 @@
+"""``measure``: seconds of every layer of a model over widths, on this machine; ``LatencyTable`` adds them up for a plan.
+
+1. 25 slim networks whose groups have widths from a grid (samples.py) are made and deployed (inference/deploy.py, in the form that was fastest for the
+   full one), and every node of them is timed while the whole runs (profile.py). ``deployed=False``: they run as they are.
+2. A layer's *axes* are the dimensions of parameters whose widths its time is laid over: of a layer with a weight of two dimensions or more, that
+   weight's first two, as far as a plan can shrink them; of another node, the dimension whose channels are those of its result. Nodes
+   without axes are the constant.
+3. Samples are kept on disk as they are measured (cache.py): a second table is there at once, an interrupted one goes on.
+4. The *penalty* of a layer for widths of an evenness (samples.py, clause 3) is how much longer it takes there than between round widths, at least 1.
+   A layer's evenness in a plan is the least of its axes'. ``alignment`` is the least evenness at which the whole takes at most 3 % longer: the widths
+   that are cheap here are its multiples.
+5. Nodes add up to less than the whole: calls cost something too. ``calibration`` is the median over samples of the time of a plain call over the sum
+   of its nodes', and all times of the table are multiplied by it.
+6. Between grid points times are linear along each axis (solve/cost_table.py): ``constant`` and ``entries`` are what the solver takes, for widths
+   that are multiples of ``alignment``. ``seconds`` adds the penalties.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Group
+from rich.table import Table
+from torch import fx, nn
+
+from fxprune.capture.clone import module_at
+from fxprune.capture.inputs import given
+from fxprune.errors import BudgetError, CaptureError, FxpruneError
+from fxprune.graph.channels import ChannelGraph
+from fxprune.inference.deploy import GIVEN, deploy, deployment_of
+from fxprune.latency.cache import Samples, default_folder, machine_state
+from fxprune.latency.fit import fitted
+from fxprune.latency.profile import profile
+from fxprune.latency.samples import EVEN, UNEVEN, array, evenness, samples
+from fxprune.pipeline import Subject, emit_settled, study
+from fxprune.plan import Plan
+from fxprune.progress import steps
+from fxprune.provenance.eager import EagerProgram
+from fxprune.provenance.factor import Value
+from fxprune.reporting.curves import as_text
+from fxprune.solve.cost_table import CostEntry
+from fxprune.timing import interleaved, typical
+
+ROUNDS = 9
+CHEAP = 1.03
+DEPLOYING = 1.0  # seconds to choose a form in
+Axis = tuple[str, int]
+
+
+@dataclass(frozen=True)
+class LatencyTable:
+    """Seconds per layer over widths (clause 6), for one machine state and input shape.
+
+    Attributes:
+        constant: seconds of what no plan can shrink.
+        entries: one per layer that a plan can shrink.
+        measured: seconds of the whole unpruned network.
+        calibration: clause 5.
+        alignment: clause 4.
+        penalties: clause 4; per layer, by evenness.
+        form: the form of deployment that was measured.
+        machine: device, threads, torch version, dtype, and the shapes of the example inputs.
+    """
+
+    constant: float
+    entries: tuple[CostEntry, ...]
+    measured: float
+    calibration: float
+    alignment: int
+    penalties: Mapping[str, Mapping[int, float]]
+    form: str
+    machine: Mapping[str, Any]
+
+    def seconds(self, plan: Plan | Mapping[Axis, float] | None = None) -> float:
+        """Predicted seconds of one call.
+
+        Args:
+            plan: a plan for the measured model, or numbers of live channels by (parameter name, dimension); what it does not name keeps its width.
+
+        Raises:
+            BudgetError: a plan for a model with other widths.
+        """
+        return self.constant + sum(self.by_layer(plan).values())
+
+    def by_layer(self, plan: Plan | Mapping[Axis, float] | None = None) -> dict[str, float]:
+        """The same per layer, without the constant."""
+        found = {}
+        for entry in self.entries:
+            widths = [_alive(plan, entry, i) for i in range(len(entry.axes))]
+            shrunk = [w for w, grid in zip(widths, entry.widths, strict=True) if w != grid[-1]]
+            even = min(map(evenness, shrunk), default=EVEN)
+            found[entry.name] = entry.at(widths) * self.penalties.get(entry.name, {}).get(even, 1.0)
+        return found
+
+    def __rich__(self) -> Group:
+        title = f"{1e3 * self.seconds():.3f} ms ({self.form}) on {self.machine['device']}, {self.machine['threads']} threads"
+        found = Table()
+        for column in ("layer", "axes", "full width, us", "half of each width, us"):
+            found.add_column(column, justify="left" if column in ("layer", "axes") else "right")
+        for entry in sorted(self.entries, key=lambda e: -float(e.costs.flat[-1])):
+            half = entry.at([grid[-1] / 2 for grid in entry.widths])
+            axes = ", ".join(f"{name}[{dim}]" for name, dim in entry.axes)
+            found.add_row(entry.name, axes, f"{1e6 * float(entry.costs.flat[-1]):.1f}", f"{1e6 * half:.1f}")
+        return Group(title, found)
+
+    def __str__(self) -> str:
+        return as_text(self.__rich__())
+
+
+def _alive(plan: Plan | Mapping[Axis, float] | None, entry: CostEntry, index: int) -> float:
+    (name, dim), full = entry.axes[index], entry.widths[index][-1]
+    if plan is None:
+        return full
+    if not isinstance(plan, Plan):
+        return plan.get((name, dim), full)
+    rows = plan.kept.get(name, {}).get(dim)
+    if rows is None:
+        return full
+    if plan.sizes[name][dim] != full:
+        raise BudgetError(
+            f"the plan has {plan.sizes[name][dim]} channels for {name!r}, dimension {dim}, and the table {full}: it is for another model.",
+            node=name,
+            expected=full,
+            got=plan.sizes[name][dim],
+        )
+    return len(rows)
+
+
+def seconds_of(model: nn.Module, example_inputs: Any, *, seconds: float = 2.0) -> float:
+    """Seconds of one call of a module, measured as the table's ``measured`` was.
+
+    Args:
+        model: called as it is, without gradients.
+        example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments.
+        seconds: how long to measure.
+    """
+    inputs = given(example_inputs)
+    with torch.no_grad():
+        (times,) = interleaved([partial(model, *inputs.args, **inputs.kwargs)], _device(model), seconds)
+    return typical(times)
+
+
+@torch.no_grad()
+def measure(
+    model: nn.Module,
+    example_inputs: Any = None,
+    *,
+    deployed: bool = True,
+    cache: str | Path | None = "",
+    rounds: int = ROUNDS,
+    show: bool = True,
+) -> LatencyTable:
+    """Measure every layer of a model over widths (clauses 1 to 4).
+
+    Args:
+        model: only read.
+        example_inputs: as for ``analyze``: the batch size and image size that will be used.
+        deployed: measure the deployed form.
+        cache: a folder; unless told ``$FXPRUNE_CACHE`` or ``fxprune`` in the user's cache folder. None: nothing is kept.
+        rounds: how often each network is run.
+        show: draw a progress bar.
+
+    Raises:
+        BudgetError: ``rounds`` is no positive number.
+        CaptureError: the model runs as an eager module, which has no nodes to time.
+        FileFormatError: the cache holds a damaged file.
+        FxpruneError: what ``analyze`` raises.
+    """
+    if rounds < 1:
+        raise BudgetError(f"rounds must be at least 1, got {rounds!r}.", got=rounds)
+    subject = study(model, example_inputs)
+    graph = subject.graph
+    if isinstance(graph.program, EagerProgram):
+        raise CaptureError(
+            f"{graph.program.captured.name} runs as an eager module: it has no nodes to time.", got=graph.program.captured.how
+        )
+    bench = Bench(subject, deployed, rounds, cache)
+    plans = samples(graph)
+    with steps("measuring widths", len(plans), show=show) as step:
+        for number, plan in enumerate(plans):
+            bench.add(number, plan)
+            step("")
+    return bench.table()
+
+
+class Bench:
+    """Samples of one model, as they come in (clauses 1 and 3)."""
+
+    def __init__(self, subject: Subject, deployed: bool, rounds: int, cache: str | Path | None) -> None:
+        self.subject, self.rounds = subject, rounds
+        module = subject.graph.program.captured.module()
+        self.device = _device(module)
+        state = machine_state(self.device, module, subject.inputs, deployed=deployed)
+        self.kept = Samples(_folder(cache), state)
+        if self.kept.form == "":
+            full = deploy(module, subject.inputs, seconds=DEPLOYING if deployed else 0.0, form="" if deployed else GIVEN)
+            self.kept.start(deployment_of(full).chosen)
+
+    def add(self, number: int, plan: Plan) -> None:
+        """Time one sample, unless that was done; a plan that cannot be emitted is left out."""
+        if self.kept.has(number):
+            return
+        try:
+            _, made, slim = emit_settled(self.subject, lambda _: plan, pin=False)
+            program = deploy(slim, self.subject.inputs, form=self.kept.form)
+            assert isinstance(program, fx.GraphModule)
+            seconds, total = profile(program, self.subject.inputs, self.device, self.rounds)
+        except FxpruneError:
+            self.kept.put(number, {}, {}, 0.0)
+            return
+        widths = {f"{name}[{dim}]": len(rows) for name, dims in made.kept.items() for dim, rows in dims.items()}
+        self.kept.put(number, widths, seconds, total)
+
+    def table(self) -> LatencyTable:
+        """Clauses 2, 4 and 5."""
+        axes = _axes_by_node(self.subject.graph)
+        sizes = {(a.name, a.dim): a.size for a in self.subject.graph.axes}
+        every = self.kept.samples
+        found = [every[n] for n in sorted(every) if every[n]["seconds"] and n < len(array())]
+        nodes = list(dict.fromkeys(name for sample in found for name in sample["seconds"]))
+        constant, entries = 0.0, []
+        for node in nodes:
+            here = [sample for sample in found if node in sample["seconds"]]
+            times = [sample["seconds"][node] for sample in here]
+            own = axes.get(node, ())
+            if own:
+                widths = [[sample["widths"].get(f"{name}[{dim}]", sizes[name, dim]) for name, dim in own] for sample in here]
+                entries.append(fitted(node, own, [sizes[axis] for axis in own], widths, times))
+            else:
+                constant += float(np.median(times)) * len(here) / len(found)
+        penalties = self._penalties(entries)
+        factor = float(np.median([sample["total"] / sum(sample["seconds"].values()) for sample in found]))
+        scaled = tuple(CostEntry(e.name, e.axes, e.widths, e.costs * factor) for e in entries)
+        alignment = self._alignment(entries, penalties)
+        kept = self.kept
+        return LatencyTable(constant * factor, scaled, found[0]["total"], factor, alignment, penalties, kept.form, kept.state)
+
+    def _uneven(self) -> list[tuple[int, dict[str, Any]]]:
+        every = self.kept.samples
+        numbered = ((less, every.get(len(array()) + i)) for i, (_, less) in enumerate(UNEVEN))
+        return [(less, sample) for less, sample in numbered if sample is not None and sample["seconds"]]
+
+    def _penalties(self, entries: list[CostEntry]) -> dict[str, dict[int, float]]:
+        """Clause 4."""
+        seen: dict[str, dict[int, list[float]]] = {entry.name: {} for entry in entries}
+        for less, sample in self._uneven():
+            for entry in entries:
+                expected = entry.at(_widths(entry, sample))
+                if entry.name in sample["seconds"] and expected > 0:
+                    seen[entry.name].setdefault(less, []).append(sample["seconds"][entry.name] / expected)
+        return {name: {less: max(1.0, float(np.mean(own))) for less, own in by.items()} for name, by in seen.items()}
+
+    def _alignment(self, entries: list[CostEntry], penalties: Mapping[str, Mapping[int, float]]) -> int:
+        """Clause 4."""
+        round_widths = sum(float(entry.costs.flat[-1]) for entry in entries)
+        for less in (1, 2, 4):
+            if sum(float(e.costs.flat[-1]) * penalties[e.name].get(less, 1.0) for e in entries) <= CHEAP * round_widths:
+                return less
+        return EVEN
+
+
+def _widths(entry: CostEntry, sample: Mapping[str, Any]) -> list[int]:
+    pairs = zip(entry.axes, entry.widths, strict=True)
+    return [sample["widths"].get(f"{name}[{dim}]", grid[-1]) for (name, dim), grid in pairs]
+
+
+def _axes_by_node(graph: ChannelGraph) -> dict[str, tuple[Axis, ...]]:
+    """Clause 2."""
+    component, pinned = graph.closed.component, graph.pinned
+    shrinking: dict[Axis, bytes] = {}
+    by_channels: dict[bytes, Axis] = {}
+    for axis in graph.axes:
+        own = component[axis.start : axis.start + axis.size]
+        if not pinned[own].all():
+            shrinking[axis.name, axis.dim] = key = np.sort(own).tobytes()
+            by_channels.setdefault(key, (axis.name, axis.dim))
+    captured = graph.program.captured
+    names = {id(tensor): name for name, tensor in captured.tensors.items()}
+    found: dict[str, tuple[Axis, ...]] = {}
+    for node in captured.graph.nodes:
+        weights = [name for name in _weights(node, captured.root, names) if graph.tensors[name].dim() > 1]
+        own_axes = [(name, dim) for name in weights[:1] for dim in (0, 1) if (name, dim) in shrinking]
+        distinct = {shrinking[axis]: axis for axis in own_axes}  # a square weight whose sides are coupled has one
+        if not distinct:
+            made = _made(graph, node, by_channels)
+            distinct = {b"": made} if made is not None else {}
+        if distinct:
+            found[node.name] = tuple(distinct.values())
+    return found
+
+
+def _weights(node: fx.Node, root: nn.Module, names: Mapping[int, str]) -> list[str]:
+    if node.op == "call_module":
+        return [names[id(p)] for p in module_at(root, str(node.target)).parameters() if id(p) in names]
+    reads = [n for n in node.all_input_nodes if n.op == "get_attr" and str(n.target) in names.values()]
+    return [str(n.target) for n in reads]
+
+
+def _made(graph: ChannelGraph, node: fx.Node, by_channels: Mapping[bytes, Axis]) -> Axis | None:
+    value = graph.nodes.get(node.name)
+    value = value[0] if isinstance(value, (tuple, list)) and value else value
+    if isinstance(value, Value):
+        for part in value.factors:
+            axis = by_channels.get(np.sort(graph.closed.component[part].ravel()).tobytes())
+            if axis is not None:
+                return axis
+    return None
+
+
+def _folder(cache: str | Path | None) -> Path | None:
+    return None if cache is None else Path(cache) if str(cache) else default_folder()
+
+
+def _device(module: nn.Module) -> torch.device:
+    return next((t.device for t in (*module.parameters(), *module.buffers())), torch.device("cpu"))

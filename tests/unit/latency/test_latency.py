@@ -1,0 +1,296 @@
+"""Latency tables: what is sampled, that a known machine is recovered exactly, that measurements are kept, resumed and never mixed up."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+import fxprune
+from fxprune.capture.inputs import given
+from fxprune.errors import BudgetError, CaptureError, FileFormatError
+from fxprune.latency import LatencyTable, measure, seconds_of
+from fxprune.latency.fit import fitted
+from fxprune.latency.profile import profile
+from fxprune.latency.samples import LEVELS, UNEVEN, array, columns, evenness, samples, width
+from fxprune.solve.cost_table import CostTable
+from tests.models.exporting import NETS
+from tests.unit.api.nets import Chain, Residual, image, run, seeded
+
+HOME = "fxprune.latency.table"
+
+
+class Wide(nn.Module):
+    """A residual stream of 64 channels, a branch of 48, a concatenation of both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.bn0 = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.BatchNorm2d(64)
+        self.conv1, self.bn1 = nn.Conv2d(64, 48, 3, padding=1, bias=False), nn.BatchNorm2d(48)
+        self.conv2, self.bn2 = nn.Conv2d(48, 64, 1, bias=False), nn.BatchNorm2d(64)
+        self.last = nn.Conv2d(112, 32, 1)
+        self.head = nn.Linear(32, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn0(self.stem(x)))
+        y = F.relu(self.bn1(self.conv1(x)))
+        x = F.relu(x + self.bn2(self.conv2(y)))
+        return self.head(F.relu(self.last(torch.cat([x, y], 1))).mean((2, 3)))
+
+
+def wide() -> nn.Module:
+    return seeded(Wide(), dtype=torch.float32)
+
+
+X = image(dtype=torch.float32)
+
+
+def small(seed: int = 0) -> nn.Module:
+    return seeded(nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 4, 3)), seed, torch.float32)
+
+
+def test_the_array_is_orthogonal() -> None:
+    rows = array()
+    assert len(rows) == 25
+    assert rows[0] == (0,) * 6
+    for a, b in itertools.combinations(range(6), 2):
+        assert len({(row[a], row[b]) for row in rows}) == 25
+
+
+def test_widths() -> None:
+    assert [width(64, level) for level in LEVELS] == [64, 48, 32, 16, 8]
+    assert [width(64, 0.5, less) for less in (0, 4, 2, 1)] == [32, 28, 30, 31]
+    assert [evenness(w) for w in (64, 28, 30, 31, 12.5)] == [8, 4, 2, 1, 1]
+    assert all(1 <= width(full, level, less) <= full for full in range(1, 70) for level in LEVELS for less in (0, 1, 4))
+
+
+def test_every_layer_meets_every_pair_of_widths() -> None:
+    graph = fxprune.analyze(wide(), X)
+    plans = samples(graph)
+    assert len(plans) == 25 + len(UNEVEN)
+    assert plans[0].empty
+    counts = [(len(p.kept["conv1.weight"][0]), len(p.kept["conv1.weight"][1])) for p in plans[:25]]
+    assert set(counts) == set(itertools.product((48, 32, 24, 12, 6), (64, 48, 32, 16, 8)))
+    assert [len(p.kept["stem.weight"][0]) for p in plans[25:]] == [44, 28, 46, 30, 47, 31]
+    groups = {group.name: column for group, column in zip(graph.groups, columns(graph), strict=True)}
+    assert groups["stem.weight"] != groups["conv1.weight"]
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_samples_of_every_kind_of_network_can_be_made(name: str) -> None:
+    chosen = NETS[name]
+    model = chosen.model()
+    for plan in samples(fxprune.analyze(model, chosen.batch(2)))[6:8]:
+        slim = fxprune.apply(model, plan, chosen.batch(2), verify=False)
+        run(slim, chosen.batch(2))
+
+
+def test_a_surface_is_recovered_and_means_are_taken() -> None:
+    def true(a: float, b: float) -> float:
+        return 3e-6 + 1e-8 * a + 2e-9 * a * b
+
+    few = [(w, v) for w in (8, 16, 64) for v in (8, 32)]
+    entry = fitted("conv", (("w", 0), ("w", 1)), (64, 32), [*few, (8, 8)], [*(true(*p) for p in few), 3 * true(8, 8)])
+    assert entry.widths == ((8, 16, 64), (8, 32))
+    assert entry.at((8, 8)) == pytest.approx(2 * true(8, 8))
+    assert entry.at((64, 20)) == pytest.approx(true(64, 20))
+    many = [(w, v) for w, v in zip(range(5, 65), itertools.cycle((4, 8, 15, 32)), strict=False)]
+    entry = fitted("conv", (("w", 0), ("w", 1)), (64, 32), many, [true(*p) for p in many])
+    assert [len(grid) for grid in entry.widths] == [5, 4]
+    assert entry.at((33, 11)) == pytest.approx(true(33, 11), rel=1e-6)
+    assert fitted("pool", (("w", 0),), (64,), [(8,), (64,)], [1.0, 0.5]).costs.min() >= 0
+
+
+def test_nodes_are_timed_in_a_real_run() -> None:
+    program = fxprune.slim(wide(), 0.3, X)
+    before = run(program, X)
+    seconds, total = profile(program, given(X), torch.device("cpu"), 3)
+    assert set(seconds) == {n.name for n in program.graph.nodes if n.op.startswith("call")}
+    assert all(value > 0 for value in seconds.values())
+    assert 0.2 * total < sum(seconds.values()) < 5 * total
+    assert torch.equal(before, run(program, X))
+
+
+# A machine whose times are known: every layer bilinear in its widths, its odd widths dear.
+def known(node: str, widths: Mapping[str, int], dear: float = 1.0) -> float:
+    into = {"stem": 3, "conv1": "conv1.weight[1]", "conv2": "conv2.weight[1]", "last": "last.weight[1]", "head": "head.weight[1]"}
+    out = {"stem": "stem.weight[0]", "conv1": "conv1.weight[0]", "conv2": "conv2.weight[0]", "last": "last.weight[0]", "head": 10}
+    if node not in into:
+        return 1e-6
+    pair = [widths[side] if isinstance(side, str) else side for side in (into[node], out[node])]
+    odd = any(isinstance(side, str) and widths[side] % 2 for side in (into[node], out[node]))
+    return (1e-5 + 1e-7 * pair[0] + 3e-8 * pair[0] * pair[1]) * (dear if odd else 1.0)
+
+
+def widths_of(program: fx.GraphModule) -> dict[str, int]:
+    return {f"{name}[{d}]": size for name, p in program.named_parameters() for d, size in enumerate(p.shape)}
+
+
+def machine(monkeypatch: pytest.MonkeyPatch, dear: float = 1.0, stop_after: int = 10**9, few: int = 31) -> list[int]:
+    calls: list[int] = []
+
+    def timed(program: fx.GraphModule, *_: Any) -> tuple[dict[str, float], float]:
+        if len(calls) >= stop_after:
+            raise KeyboardInterrupt
+        calls.append(1)
+        nodes = [n.name for n in program.graph.nodes if n.op.startswith("call")]
+        seconds = {name: known(name, widths_of(program), dear) for name in nodes}
+        return seconds, 1.1 * sum(seconds.values())
+
+    monkeypatch.setattr(sys.modules[HOME], "profile", timed)
+    monkeypatch.setattr(sys.modules[HOME], "DEPLOYING", 0.01)
+    monkeypatch.setattr(sys.modules[HOME], "samples", lambda graph: samples(graph)[:few])
+    return calls
+
+
+def table(cache: Path | None = None, model: nn.Module | None = None, x: Tensor = X, **options: Any) -> LatencyTable:
+    return measure(model or small(), x, cache=cache, show=False, **options)
+
+
+def true(program: nn.Module, nodes: list[str], dear: float = 1.0) -> float:
+    return 1.1 * sum(known(name, widths_of(program), dear) for name in nodes)
+
+
+def test_a_known_machine_is_recovered(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(monkeypatch)
+    model = wide()
+    found = table(model=model, deployed=False)
+    assert isinstance(found, CostTable)
+    assert found.calibration == pytest.approx(1.1)
+    assert found.form == "as given"
+    axes = {entry.name: entry.axes for entry in found.entries}
+    assert axes["conv1"] == (("conv1.weight", 0), ("conv1.weight", 1))
+    assert axes["stem"] == (("stem.weight", 0),)
+    assert axes["head"] == (("head.weight", 1),)
+    assert axes["bn1"] == axes["relu_1"]
+    nodes = [entry.name for entry in found.entries]
+    assert found.seconds() == pytest.approx(true(model, nodes) + found.constant) == pytest.approx(found.measured)
+    for ratio in (0.25, 0.5):
+        slim = fxprune.slim(model, ratio, X, round_to=8, score="random")
+        plan = fxprune.plan_of(slim)
+        assert found.seconds(plan) == pytest.approx(true(slim, nodes) + found.constant)
+        live = {(name, dim): len(rows) for name, dims in plan.kept.items() for dim, rows in dims.items()}
+        assert found.seconds(live) == found.seconds(plan)
+        assert found.seconds(fxprune.Plan.from_json(plan.to_json())) == found.seconds(plan)
+    assert found.alignment == 1
+
+
+def test_odd_widths_are_found_to_be_dear(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(monkeypatch, dear=1.5)
+    model = wide()
+    found = table(model=model, deployed=False)
+    assert found.alignment == 2
+    assert found.penalties["conv1"][1] == pytest.approx(1.5, rel=0.02)
+    assert found.penalties["conv1"][2] == pytest.approx(1.0, rel=0.02)
+    slim = fxprune.slim(model, 0.4, X, score="random")
+    nodes = [entry.name for entry in found.entries]
+    assert found.seconds(fxprune.plan_of(slim)) == pytest.approx(true(slim, nodes, 1.5) + found.constant, rel=0.05)
+
+
+def test_a_measurement_goes_on_from_where_it_was_stopped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    machine(monkeypatch, stop_after=4)
+    with pytest.raises(KeyboardInterrupt):
+        table(tmp_path)
+    (file,) = tmp_path.iterdir()
+    assert len(json.loads(file.read_text())["samples"]) == 4
+    calls = machine(monkeypatch)
+    found = table(tmp_path)
+    assert len(calls) == 31 - 4
+    calls.clear()
+    again = table(tmp_path)
+    assert not calls
+    assert again.seconds() == found.seconds()
+    assert [e.costs.tolist() for e in again.entries] == [e.costs.tolist() for e in found.entries]
+
+
+def test_measurements_of_other_machines_models_and_inputs_are_kept_apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    calls = machine(monkeypatch, few=3)
+    changes: list[Callable[[], LatencyTable]] = [
+        lambda: table(tmp_path),
+        lambda: table(tmp_path, x=image(4, 3, 8, 8, dtype=torch.float32)),
+        lambda: table(tmp_path, deployed=False),
+        lambda: table(tmp_path, model=small().double(), x=X.double()),
+        lambda: table(tmp_path, model=seeded(Residual(), dtype=torch.float32)),
+    ]
+    for change in changes:
+        before = len(calls)
+        change()
+        assert len(calls) == before + 3
+    assert len(list(tmp_path.iterdir())) == len(changes)
+    before = len(calls)
+    table(tmp_path, model=small(5))
+    assert len(calls) == before, "other weights take as long"
+    state = table(tmp_path).machine
+    assert state["threads"] == 1
+    assert state["torch"] == torch.__version__
+    monkeypatch.setattr(sys.modules["fxprune.latency.cache"], "device_name", lambda _: "another")
+    table(tmp_path)
+    assert len(calls) == before + 3
+
+
+def test_damaged_files_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    machine(monkeypatch, few=3)
+    table(tmp_path)
+    (file,) = tmp_path.iterdir()
+    whole = json.loads(file.read_text())
+    for damage in (
+        "",
+        "{",
+        "[]",
+        json.dumps({**whole, "samples": 3}),
+        json.dumps({**whole, "format": 0}),
+        json.dumps({**whole, "machine": {}}),
+    ):
+        file.write_text(damage)
+        with pytest.raises(FileFormatError, match="Remove it"):
+            table(tmp_path)
+
+
+def test_the_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    machine(monkeypatch, few=3)
+    monkeypatch.setenv("FXPRUNE_CACHE", str(tmp_path / "chosen"))
+    measure(small(), X, show=False)
+    assert len(list((tmp_path / "chosen").iterdir())) == 1
+    table(None)
+    assert len(list((tmp_path / "chosen").iterdir())) == 1
+
+
+def test_a_real_table(tmp_path: Path) -> None:
+    """On the machine at hand: every node is there, times fall with widths, the sum is what was measured."""
+    model = wide()
+    x = image(1, 3, 32, 32, dtype=torch.float32)
+    found = table(tmp_path, model=model, x=x, rounds=3)
+    assert {"stem", "conv1", "conv2", "last"} <= {entry.name for entry in found.entries}
+    assert not any(entry.name.startswith("bn") for entry in found.entries), "folded"
+    conv1 = next(entry for entry in found.entries if entry.name == "conv1")
+    assert float(conv1.costs[0, 0]) < float(conv1.costs[-1, -1])
+    assert found.seconds() == pytest.approx(found.measured, rel=1.0)
+    assert all(np.isfinite(entry.costs).all() for entry in found.entries)
+    assert "conv1.weight[0], conv1.weight[1]" in str(found)
+    assert seconds_of(model, x, seconds=0.01) > 0
+
+
+def test_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(monkeypatch)
+    found = table(model=wide())
+    other = fxprune.plan_of(fxprune.slim(seeded(Residual()), 0.3, image()))
+    with pytest.raises(BudgetError, match="another model"):
+        found.seconds(other)
+    with pytest.raises(BudgetError, match="rounds"):
+        table(rounds=0)
+
+    class Deciding(Chain):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) if float(x.sum()) != 0.125 else x
+
+    with pytest.raises(CaptureError, match="eager module"):
+        table(model=seeded(Deciding()), x=image())

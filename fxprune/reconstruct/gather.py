@@ -1,10 +1,11 @@
 """One pass over the calibration images: moments of layers between two programs.
 
-1. A *site* is a layer in the original program and the same layer in the current one, which may have fewer channels. Inputs ``x`` come from
-   the current program, wanted outputs from the original (He et al. 2017, section 3.1), at the same sampled positions of the same images.
-2. What is wanted is what the current layer has to multiply out, before its bias: with outputs ``y`` of the original, batch norms ``s y + t`` there and
-   ``s' y + t'`` here, the bias ``b'`` here, and a shortcut that was ``r`` and is ``r'``:
-   ``(s y + t - t' + r - r') / s' - b'``. With the same norm on both sides and no shortcut that is ``y - b'``.
+1. A *site* is a layer in the original program and the same layer in the current one, which may have fewer channels. Inputs ``x`` come
+   from the current program, wanted outputs from the original (He et al. 2017, section 3.1), at the same sampled positions of the same
+   images.
+2. What is wanted is what the current layer has to multiply out, before its bias: with outputs ``y`` of the original, batch norms ``s y +
+   t`` there and ``s' y + t'`` here, the bias ``b'`` here, and a shortcut that was ``r`` and is ``r'``: ``(s y + t - t' + r - r') / s' -
+   b'``. With the same norm on both sides and no shortcut that is ``y - b'``.
 3. Positions depend on the seed, the layer's name and the number of the batch alone.
 """
 
@@ -45,7 +46,8 @@ class Calibration:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, value in (("images", self.images), ("positions", self.positions)):
+        numbers: dict[str, Any] = {"images": self.images, "positions": self.positions}
+        for name, value in numbers.items():
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise InputError(f"{name} must be a positive whole number, got {value!r}.", node=name, got=value)
         if not hasattr(self.loader, "__iter__") or iter(self.loader) is self.loader:
@@ -74,8 +76,11 @@ class Calibration:
 
 
 def as_call(batch: Any) -> Inputs:
-    """A batch as a call: a tensor; a tuple or list, of which the first entry is the input (labels may follow), a tensor or a tuple of arguments; a
-    dict of keyword arguments."""
+    """A batch as a call of the model.
+
+    A tensor; a tuple or list, of which the first entry is the input (labels may follow), a tensor or a tuple of arguments; a dict of keyword
+    arguments.
+    """
     if isinstance(batch, Mapping):
         return Inputs((), dict(batch))
     first = batch[0] if isinstance(batch, (tuple, list)) and batch else batch

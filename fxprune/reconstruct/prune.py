@@ -2,11 +2,13 @@
 
 1. The model is captured and analysed; a trial plan finds nodes that cannot be made smaller before any channel is chosen.
 2. Targets are found (targets.py), their widths decided (widths.py), the walk done (walk.py).
-3. What is gone becomes a plan; rewriter and verifier make and check the slim module from the model's own weights, as for any other plan. Then the
-   refitted weights are put in, cut as the plan says, and the slim module is held against the network of zero columns that they were fitted in.
+3. What is gone becomes a plan; rewriter and verifier make and check the slim module from the model's own weights, as for any other plan.
+   Then the refitted weights are put in, cut as the plan says, and the slim module is held against the network of zero columns that they
+   were fitted in.
 
-Where this differs from the reference implementation: the LASSO sees all rows and not about 400 (on the Gram matrix they cost nothing more), it has one intercept
-per output as the refit has, and it is bisected on until just as many channels are left as asked, where a penalty does that.
+Where this differs from the reference implementation: the LASSO sees all rows and not about 400 (on the Gram matrix they cost nothing
+more), it has one intercept per output as the refit has, and it is bisected on until just as many channels are left as asked, where a
+penalty does that.
 """
 
 from __future__ import annotations
@@ -164,20 +166,23 @@ def _check(
         )
     if plan is not None and not isinstance(plan, Plan):
         raise BudgetError(f"plan must be a fxprune.Plan, got {type(plan).__name__}.", got=type(plan).__name__)
-    for name, value in (("slack", slack), ("ridge", ridge)):
+    numbers: dict[str, Any] = {"slack": slack, "ridge": ridge}
+    for name, value in numbers.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
             raise BudgetError(f"{name} must be a number from 0 on, got {value!r}.", got=value)
-    if isinstance(refine, bool) or not isinstance(refine, int) or refine < 0:
+    steps: Any = refine
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
         raise BudgetError(f"refine must be a whole number from 0 on, got {refine!r}.", got=refine)
 
 
 def first(loader: Iterable[Any]) -> Inputs | None:
     """Some samples of the first batch; None if there is no batch."""
-    for batch in loader:
-        call = as_call(batch)
-        count = leading(call)
-        return call.map(lambda x: x[:SAMPLES] if x.dim() and len(x) == count else x)
-    return None
+    batch = next(iter(loader), None)
+    if batch is None:
+        return None
+    call = as_call(batch)
+    count = leading(call)
+    return call.map(lambda x: x[:SAMPLES] if x.dim() and len(x) == count else x)
 
 
 def _settled(subject: Subject) -> Subject:

@@ -1,10 +1,10 @@
 """``repair``: the weights of a slim network refitted to the original, whatever plan made it.
 
-1. Structure is given. Every convolution and linear layer that lost inputs is refitted, in the order of the slim program: inputs from the slim network as
-   repaired so far, wanted outputs from the original's layer of that name, the channels that are left of them (gather.py). Layers that
-   do not depend on each other share a pass over the images.
-2. What the slim network has learned since it was cut counts: the weights are refitted from what they are, and what is wanted goes through its own batch
-   norms backwards.
+1. Structure is given. Every convolution and linear layer that lost inputs is refitted, in the order of the slim program: inputs from the
+   slim network as repaired so far, wanted outputs from the original's layer of that name, the channels that are left of them (gather.py).
+   Layers that do not depend on each other share a pass over the images.
+2. What the slim network has learned since it was cut counts: the weights are refitted from what they are, and what is wanted goes through
+   its own batch norms backwards.
 3. Silent inputs (plan.py, clause 4) stay silent.
 """
 

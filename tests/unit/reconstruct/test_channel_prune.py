@@ -61,7 +61,9 @@ def with_copies(parts: int) -> Chain:
     with torch.no_grad():
         model.load_state_dict(
             {
-                name: value.repeat(parts, *[1] * (value.dim() - 1)) if name.startswith(("conv1.", "bn1.")) and value.dim() else value
+                name: value.repeat(parts, *[1] * (value.dim() - 1))
+                if name.startswith(("conv1.", "bn1.")) and value.dim()
+                else value
                 for name, value in small.state_dict().items()
                 if name != "conv2.weight"
             },
@@ -83,7 +85,11 @@ def test_copies_are_found_and_the_refit_is_exact(parts: int) -> None:
 def test_linear_combinations_are_found_and_the_refit_is_exact() -> None:
     """Ten channels span what sixteen do, without a nonlinearity between; the six others carry less."""
     torch.manual_seed(0)
-    model = nn.Sequential(conv(3, 16, 5), conv(16, 7), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(7, 4)).double().eval()
+    model = (
+        nn.Sequential(conv(3, 16, 5), conv(16, 7), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(7, 4))
+        .double()
+        .eval()
+    )
     with torch.no_grad():
         model[0].weight[10:] = torch.einsum("ij,jklm->iklm", torch.randn(6, 10).double() / 10, model[0].weight[:10])
         model[1].weight[:, 10:] *= 0.3

@@ -43,7 +43,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "random + refit": {"select": "random"},
 }
 LEVELS = (2, 4)
-STEPS = 12  # of the search for a ratio
+STEPS = 8  # of the search for a ratio
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +137,7 @@ def prune(options: argparse.Namespace) -> None:
                     continue
                 ratio = ratio or ratio_for(model, level, x[:2])
                 begin = time.process_time()
-                slim = reconstruct.channel_prune(model, calibration, ratio=ratio, images=options.images, **how)
+                slim = reconstruct.channel_prune(model, calibration, ratio=ratio, images=options.images, cache=True, **how)
                 seconds = time.process_time() - begin
                 found = logits(slim.eval(), x)
                 error = float((found - wanted).norm() / (wanted - wanted.mean(0)).norm())

@@ -7,11 +7,12 @@
    with that, the equations of the support, ``G_AA beta_A = h_A - lambda sign(beta_A)``, are solved outright, and ``beta`` goes towards
    their solution until a coefficient becomes zero (Lee et al. 2007). Both steps descend; where the support is right, the second ends at
    the minimum.
-3. ``choose`` follows the reference implementation of He et al.: lambda is doubled until at most ``count`` coefficients are left, then
-   bisected until just so many are. If no penalty leaves just so many, the fewest seen are taken that are a share of ``slack`` more at
-   most. Where the support jumps over the range, the ``count`` coefficients that carry most, ``|beta_i| sqrt(G_ii)``, are taken from the
-   solution above it; where not even a vanishing penalty leaves enough (channels that are always zero, copies of others), those of largest
-   ``G_ii`` are added.
+3. ``choose`` follows the reference implementation of He et al., who double lambda until few enough coefficients are left and then bisect.
+   Here the same bracket is found from above, by halving: supports are small there, and every solution starts from the one before. It is
+   bisected until just ``count`` are left; where no penalty leaves just so many, the fewest seen are taken that are a share of ``slack``
+   more at most. Where the support jumps over that range, the ``count`` coefficients that carry most, ``|beta_i| sqrt(G_ii)``, are taken
+   from the solution above it; where not even a vanishing penalty leaves enough (channels that are always zero, copies of others), those of
+   largest ``G_ii`` are added.
 4. ``ranking`` orders channels by the largest lambda at which they take part, ties by what they carry: for channels that may go only in
    step.
 

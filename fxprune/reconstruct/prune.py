@@ -29,7 +29,7 @@ from fxprune.graph.channels import ChannelGraph
 from fxprune.pipeline import Subject, emit_settled, study, verified
 from fxprune.plan import Plan
 from fxprune.reconstruct import report
-from fxprune.reconstruct.gather import Calibration, as_call, leading
+from fxprune.reconstruct.gather import Cache, Calibration, as_call, leading
 from fxprune.reconstruct.moments import size
 from fxprune.reconstruct.numbers import Array, Mask
 from fxprune.reconstruct.program import Program
@@ -69,6 +69,7 @@ def channel_prune(
     ridge: float = 0.0,
     seed: int = 0,
     memory: int = MEMORY,
+    cache: bool = False,
     verify: bool = True,
     progress: bool = False,
 ) -> fx.GraphModule:
@@ -95,6 +96,8 @@ def channel_prune(
         ridge: pulls refitted weights towards what they were, as a share of the mean variance of the inputs; for few images.
         seed: of the positions, and of select="random".
         memory: bytes that the moments of one group's readers may take; larger ones are skipped.
+        cache: keep what both networks have computed up to the layer at work, for all images: much quicker in deep networks, and takes memory for the
+            activations of all images.
         verify: check the slim module (``fxprune.apply``), and the refitted one against the network it was fitted in.
         progress: show which layer is at work, on stderr.
 
@@ -126,6 +129,7 @@ def channel_prune(
         told = "; ".join(f"{name}: {why}" for name, why in reasons[:3]) or nothing(graph)
         raise NothingToPruneError(f"there is no group of channels that reconstruction could choose among. {told}", got=ratio)
     state = _state(graph, original, chosen)
+    state.cache = Cache(calibration) if cache and chosen else None
     settings = Settings(calibration, refit, slack, refine, ridge, _values([t for t, _ in chosen], select, seed))
     with telling(len(chosen), progress) as tell:
         layers = walk(state, chosen, settings, tell)

@@ -20,9 +20,9 @@ import numpy as np
 import torch
 
 from fxprune.graph.channels import ChannelGraph
-from fxprune.reconstruct.gather import Calibration, Site, gather
+from fxprune.reconstruct.gather import Cache, Calibration, Site, gather
 from fxprune.reconstruct.moments import Moments, Normal
-from fxprune.reconstruct.numbers import Array, Ids, Mask
+from fxprune.reconstruct.numbers import Array, Mask
 from fxprune.reconstruct.program import Program
 from fxprune.reconstruct.readers import Reader
 from fxprune.reconstruct.refit import refit
@@ -54,6 +54,7 @@ class State:
     current: Program
     readers: Mapping[str, Reader]
     gone: Mask
+    cache: Cache | None = None
 
     def atoms(self, name: str, dim: int, count: int) -> Mask:
         """Which atoms of an axis are gone."""
@@ -116,7 +117,7 @@ def _treat(state: State, target: Target, count: int, settings: Settings) -> list
 
 def _look(state: State, readings: Sequence[Reading], settings: Settings, seen: dict[str, Moments]) -> None:
     sites = [state.site(reading) for reading in readings]
-    moments = gather(state.original, state.current, sites, settings.images)
+    moments = gather(state.original, state.current, sites, settings.images, state.cache)
     seen.update({reading.reader.weight: own for reading, own in zip(readings, moments, strict=True)})
 
 
@@ -138,6 +139,8 @@ def _cut(state: State, target: Target, reading: Reading, seen: Moments | None, p
             new, shift = refit(normal, old, columns, intercept=bool(reader.bias), ridge=settings.ridge)
             after = relative(normal, new, shift)
     write(state.current, reader, new, shift)
+    if state.cache is not None:
+        state.cache.changed(min(state.current.order[call.node] for call in reader.calls))
     note = "" if reader.bias or not settings.refit else "no place for an intercept"
     rows, memory = (seen.count, seen.bytes) if seen is not None else (0, 0)
     return Layer(reader.path, target.name, width, left, before, after, penalty, rows, 0.0, memory, note)

@@ -294,3 +294,13 @@ def test_a_score_of_ones_own_chooses() -> None:
     model = ready(Chain())
     slim = reconstruct.channel_prune(model, pictures(), ratio=0.5, select=lambda group: torch.arange(len(group)))
     assert fxprune.plan_of(slim).kept["conv1.weight"][0] == tuple(range(6, 12))
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_a_cache_changes_nothing_but_the_time(name: str) -> None:
+    model, images = ready(NETS[name]()), pictures()
+    plain, cached = (reconstruct.channel_prune(model, images, ratio=0.4, cache=cache) for cache in (False, True))
+    assert all(torch.equal(value, cached.state_dict()[key]) for key, value in plain.state_dict().items())
+    slim = fxprune.slim(model, 0.3, images[0][:2], score="random")
+    plain, cached = (reconstruct.repair(model, slim, images, cache=cache) for cache in (False, True))
+    assert all(torch.equal(value, cached.state_dict()[key]) for key, value in plain.state_dict().items())

@@ -1,11 +1,15 @@
 """One pass over the calibration images: moments of layers between two programs.
 
-1. A *site* is a layer in the original program and the same layer in the current one, which may have fewer channels. Inputs ``x`` come from
-   the current program, wanted outputs from the original (He et al. 2017, section 3.1), at the same sampled positions of the same images.
-2. What is wanted is what the current layer has to multiply out, before its bias: with outputs ``y`` of the original, batch norms ``s y + t`` there and
-   ``s' y + t'`` here, the bias ``b'`` here, and a shortcut that was ``r`` and is ``r'``:
-   ``(s y + t - t' + r - r') / s' - b'``. With the same norm on both sides and no shortcut that is ``y - b'``.
+1. A *site* is a layer in the original program and the same layer in the current one, which may have fewer channels. Inputs ``x`` come
+   from the current program, wanted outputs from the original (He et al. 2017, section 3.1), at the same sampled positions of the same
+   images.
+2. What is wanted is what the current layer has to multiply out, before its bias: with outputs ``y`` of the original, batch norms ``s y +
+   t`` there and ``s' y + t'`` here, the bias ``b'`` here, and a shortcut that was ``r`` and is ``r'``: ``(s y + t - t' + r - r') / s' -
+   b'``. With the same norm on both sides and no shortcut that is ``y - b'``.
 3. Positions depend on the seed, the layer's name and the number of the batch alone.
+4. With a ``Cache`` every batch goes on, in both programs, where the layers before it have left it. That takes memory for the live values
+   of all images, and saves running all that lies before a layer once for every layer. Without one memory does not depend on the number of
+   images.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ from fxprune.capture.inputs import Inputs
 from fxprune.errors import InputError
 from fxprune.reconstruct.moments import Moments
 from fxprune.reconstruct.numbers import Array, Ids
-from fxprune.reconstruct.program import Program
+from fxprune.reconstruct.program import Program, Snapshot
 from fxprune.reconstruct.readers import FAINT, Call, Reader, affine
 from fxprune.reconstruct.rows import inputs_at, outputs_at, positions
 
@@ -45,7 +49,8 @@ class Calibration:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, value in (("images", self.images), ("positions", self.positions)):
+        numbers: dict[str, Any] = {"images": self.images, "positions": self.positions}
+        for name, value in numbers.items():
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise InputError(f"{name} must be a positive whole number, got {value!r}.", node=name, got=value)
         if not hasattr(self.loader, "__iter__") or iter(self.loader) is self.loader:
@@ -74,8 +79,11 @@ class Calibration:
 
 
 def as_call(batch: Any) -> Inputs:
-    """A batch as a call: a tensor; a tuple or list, of which the first entry is the input (labels may follow), a tensor or a tuple of arguments; a
-    dict of keyword arguments."""
+    """A batch as a call of the model.
+
+    A tensor; a tuple or list, of which the first entry is the input (labels may follow), a tensor or a tuple of arguments; a dict of keyword
+    arguments.
+    """
     if isinstance(batch, Mapping):
         return Inputs((), dict(batch))
     first = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
@@ -117,7 +125,22 @@ class _Batch:
     lost: Tensor | None = None
 
 
-def gather(original: Program, current: Program, sites: Sequence[Site], images: Calibration) -> list[Moments]:
+class Cache:
+    """Clause 4: per batch the call, and a snapshot of each program."""
+
+    def __init__(self, images: Calibration) -> None:
+        self.batches: list[tuple[Inputs, dict[int, Snapshot]]] = [(call.map(torch.clone), {}) for call in images.calls()]
+
+    def changed(self, place: int) -> None:
+        """The current program computes something else from this place on: later snapshots of it no longer hold."""
+        for _, snapshots in self.batches:
+            if 1 in snapshots and snapshots[1].place > place:
+                del snapshots[1]
+
+
+def gather(
+    original: Program, current: Program, sites: Sequence[Site], images: Calibration, cache: Cache | None = None
+) -> list[Moments]:
     """The moments of every site, over all its calls.
 
     Raises:
@@ -126,20 +149,31 @@ def gather(original: Program, current: Program, sites: Sequence[Site], images: C
     found = [Moments() for _ in sites]
     draws = [torch.Generator().manual_seed(zlib.crc32(f"{images.seed} {site.target.weight}".encode())) for site in sites]
     wants = [[_wanted(site, a, b) for a, b in zip(site.source.calls, site.target.calls, strict=True)] for site in sites]
-    for call in images.calls():
+    batched = ((call, {}) for call in images.calls()) if cache is None else cache.batches
+    for call, snapshots in batched:
         seen = [[_Batch() for _ in site.source.calls] for site in sites]
         watching, watched = _Watch(), _Watch()
         for site, draw, batches in zip(sites, draws, seen, strict=True):
             for batch, a, b in zip(batches, site.source.calls, site.target.calls, strict=True):
                 _watch_source(watching, site, a, batch, images.positions, draw)
                 _watch_target(watched, site, b, batch)
-        original.run(call.map(torch.clone), watching.before, watching.after)
-        current.run(call.map(torch.clone), watched.before, watched.after)
+        for which, (program, watch) in enumerate(((original, watching), (current, watched))):
+            _run(program, watch, call, snapshots, which, cache is not None)
         for moments, site, batches, want in zip(found, sites, seen, wants, strict=True):
             for batch, wanted in zip(batches, want, strict=True):
                 y = wanted(batch)
                 moments.add(batch.inputs, y.reshape(len(y), site.target.blocks, -1))
     return found
+
+
+def _run(program: Program, watch: _Watch, call: Inputs, snapshots: dict[int, Snapshot], which: int, cached: bool) -> None:
+    def keep(snapshot: Snapshot) -> None:
+        snapshots[which] = snapshot
+
+    first = min(program.order[node] for node in (*watch.before, *watch.after))
+    start = snapshots.get(which)
+    start = start if start is not None and start.place <= first else None
+    program.run(call.map(torch.clone), watch.before, watch.after, start, keep if cached else None)
 
 
 class _Watch:

@@ -1,18 +1,24 @@
 """LASSO on a Gram matrix, and the search for a penalty that leaves as many channels as wanted.
 
-1. ``lasso`` minimises ``beta' G beta / 2 - h' beta + lambda sum |beta|``. With ``G = Z'Z / N`` and ``h = Z'y / N`` that is
-   ``||y - Z beta||^2 / (2N) + lambda ||beta||_1`` up to a constant (He et al. 2017, eq. 2; scikit-learn's ``Lasso``), at a cost that does not depend on N.
-2. It is solved by cyclic coordinate descent (Friedman et al. 2010), over all coordinates and then over those that are not zero. In turn with that, the
-   equations of the support, ``G_AA beta_A = h_A - lambda sign(beta_A)``, are solved outright, and ``beta`` goes towards their solution until a
-   coefficient becomes zero (Lee et al. 2007). Both steps descend; where the support is right, the second ends at the minimum.
-3. ``choose`` follows the reference implementation of He et al.: lambda is doubled until at most ``count`` coefficients are left, then
-   bisected until just so many are. If no penalty leaves just so many, the fewest seen are taken that are a share of ``slack`` more at most. Where the support jumps over the range, the
-   ``count`` coefficients that carry most, ``|beta_i| sqrt(G_ii)``, are taken from the solution above it; where not even a vanishing penalty leaves
-   enough (channels that are always zero, copies of others), those of largest ``G_ii`` are added.
-4. ``ranking`` orders channels by the largest lambda at which they take part, ties by what they carry: for channels that may go only in step.
+1. ``lasso`` minimises ``beta' G beta / 2 - h' beta + lambda sum |beta|``. With ``G = Z'Z / N`` and ``h = Z'y / N`` that is ``||y - Z
+   beta||^2 / (2N) + lambda ||beta||_1`` up to a constant (He et al. 2017, eq. 2; scikit-learn's ``Lasso``), at a cost that does not
+   depend on N.
+2. It is solved by cyclic coordinate descent (Friedman et al. 2010), over all coordinates and then over those that are not zero. In turn
+   with that, the equations of the support, ``G_AA beta_A = h_A - lambda sign(beta_A)``, are solved outright, and ``beta`` goes towards
+   their solution until a coefficient becomes zero (Lee et al. 2007). Both steps descend; where the support is right, the second ends at
+   the minimum.
+3. ``choose`` follows the reference implementation of He et al., who double lambda until few enough coefficients are left and then bisect.
+   Here the same bracket is found from above, by halving: supports are small there, and every solution starts from the one before. It is
+   bisected until just ``count`` are left; where no penalty leaves just so many, the fewest seen are taken that are a share of ``slack``
+   more at most. Where the support jumps over that range, the ``count`` coefficients that carry most, ``|beta_i| sqrt(G_ii)``, are taken
+   from the solution above it; where not even a vanishing penalty leaves enough (channels that are always zero, copies of others), those of
+   largest ``G_ii`` are added.
+4. ``ranking`` orders channels by the largest lambda at which they take part, ties by what they carry: for channels that may go only in
+   step.
 
-Written here and not imported: scikit-learn's public solvers on a Gram matrix are least-angle steps, which lose their way among channels that
-depend on each other exactly, which is the case this is for; its coordinate descent wants the N rows. The tests hold this one against it.
+Written here and not imported: scikit-learn's public solvers on a Gram matrix are least-angle steps, which lose their way among channels
+that depend on each other exactly, which is the case this is for; its coordinate descent wants the N rows. The tests hold this one against
+it.
 """
 
 from __future__ import annotations

@@ -1,12 +1,14 @@
 """Second moments of a layer's input and output, added up batch by batch.
 
-1. A row is one output position of one image: the inputs ``x`` that the layer multiplies there, ``(blocks, columns)``, and the outputs ``y`` wanted
-   of it, ``(blocks, rows)``. A convolution with groups is ``blocks`` layers side by side; others have one block. A column is an input channel at
-   one place of the window.
-2. Kept are ``n``, ``sum x``, ``sum y``, ``sum y^2``, ``sum x x'`` and ``sum x y'`` of every block, in float64, on the device of the rows: what they take does not
-   depend on n, and batches may come in any sizes.
-3. ``Normal`` holds means and centred moments divided by n. Around the first batch's means nothing is lost to cancellation that a later step would miss.
-4. For weights ``W`` and an intercept ``b``, ``mean ||y - W x - b||^2 = yy - 2 <W, xy> + <W xx, W> + |mean_y - W mean_x - b|^2`` with centred moments.
+1. A row is one output position of one image: the inputs ``x`` that the layer multiplies there, ``(blocks, columns)``, and the outputs
+   ``y`` wanted of it, ``(blocks, rows)``. A convolution with groups is ``blocks`` layers side by side; others have one block. A column is
+   an input channel at one place of the window.
+2. Kept are ``n``, ``sum x``, ``sum y``, ``sum y^2``, ``sum x x'`` and ``sum x y'`` of every block, in float64, on the device of the rows:
+   what they take does not depend on n, and batches may come in any sizes.
+3. ``Normal`` holds means and centred moments divided by n. Around the first batch's means nothing is lost to cancellation that a later
+   step would miss.
+4. For weights ``W`` and an intercept ``b``, ``mean ||y - W x - b||^2 = yy - 2 <W, xy> + <W xx, W> + |mean_y - W mean_x - b|^2`` with
+   centred moments.
 """
 
 from __future__ import annotations

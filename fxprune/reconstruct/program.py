@@ -3,11 +3,13 @@
 1. Nodes run one after another, in evaluation mode and without gradients, up to the last that somebody watches; values are dropped after their last
    use, so that memory is that of the model's own forward pass.
 2. ``before`` sees the arguments of a node just before it runs, ``after`` its result just after: a later operation in place changes neither.
-3. The program runs on a structural clone: parameters and buffers are the model's own, except those that ``own`` has made copies of.
+3. A run can be taken up where an earlier one left: ``Snapshot`` holds copies of the values that are still needed before a node.
+4. The program runs on a structural clone: parameters and buffers are the model's own, except those that ``own`` has made copies of.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,9 +29,26 @@ Watch = Mapping[fx.Node, Callable[[Any], None]]
 NOTHING: Watch = MappingProxyType({})
 
 
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Clause 3: the values before the node at ``place``."""
+
+    place: int
+    values: tuple[tuple[fx.Node, Any], ...]
+
+    @classmethod
+    def of(cls, place: int, values: Mapping[fx.Node, Any]) -> Snapshot:
+        """Copies, in which views of one tensor stay views of one tensor."""
+        return cls(place, tuple(zip(values, copy.deepcopy(list(values.values())), strict=True)))
+
+    def copied(self) -> dict[fx.Node, Any]:
+        """The values, to be used and written to."""
+        return dict(zip((node for node, _ in self.values), copy.deepcopy([value for _, value in self.values]), strict=True))
+
+
 @dataclass(frozen=True)
 class Program:
-    """A graph and the modules it calls (clause 3)."""
+    """A graph and the modules it calls (clause 4)."""
 
     graph: fx.Graph
     root: nn.Module
@@ -68,18 +87,33 @@ class Program:
             found[node] = list(dict.fromkeys(ends))
         return found
 
-    def run(self, call: Inputs, before: Watch = NOTHING, after: Watch = NOTHING) -> Any:
-        """Run on one batch (clauses 1 and 2); what the program returns, or None where it was stopped before.
+    def run(
+        self,
+        call: Inputs,
+        before: Watch = NOTHING,
+        after: Watch = NOTHING,
+        start: Snapshot | None = None,
+        keep: Callable[[Snapshot], None] | None = None,
+    ) -> Any:
+        """Run on one batch (clauses 1 to 3); what the program returns, or None where it was stopped before.
+
+        With ``start`` the batch is not looked at. ``keep`` is given a snapshot of what is there before the first node that is watched.
 
         Raises:
             InputError: the batch does not fit the program.
         """
         watched = [self.order[node] for node in (*before, *after)]
         stop = max(watched) if watched else len(self.order)
-        env: dict[fx.Node, Any] = {}
+        first = min(watched, default=-1) if keep is not None else -1
+        begin = 0 if start is None else start.place
+        env: dict[fx.Node, Any] = {} if start is None else start.copied()
         feed = iter(call.args)
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             for place, node in enumerate(self.graph.nodes):
+                if place < begin:
+                    continue
+                if place == first and keep is not None:
+                    keep(Snapshot.of(place, env))
                 try:
                     result = self._node(node, env, feed, call, before)
                 except InputError:

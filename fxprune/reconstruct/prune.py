@@ -2,11 +2,13 @@
 
 1. The model is captured and analysed; a trial plan finds nodes that cannot be made smaller before any channel is chosen.
 2. Targets are found (targets.py), their widths decided (widths.py), the walk done (walk.py).
-3. What is gone becomes a plan; rewriter and verifier make and check the slim module from the model's own weights, as for any other plan. Then the
-   refitted weights are put in, cut as the plan says, and the slim module is held against the network of zero columns that they were fitted in.
+3. What is gone becomes a plan; rewriter and verifier make and check the slim module from the model's own weights, as for any other plan.
+   Then the refitted weights are put in, cut as the plan says, and the slim module is held against the network of zero columns that they
+   were fitted in.
 
-Where this differs from the reference implementation: the LASSO sees all rows and not about 400 (on the Gram matrix they cost nothing more), it has one intercept
-per output as the refit has, and it is bisected on until just as many channels are left as asked, where a penalty does that.
+Where this differs from the reference implementation: the LASSO sees all rows and not about 400 (on the Gram matrix they cost nothing
+more), it has one intercept per output as the refit has, and it is bisected on until just as many channels are left as asked, where a
+penalty does that.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from fxprune.graph.channels import ChannelGraph
 from fxprune.pipeline import Subject, emit_settled, study, verified
 from fxprune.plan import Plan
 from fxprune.reconstruct import report
-from fxprune.reconstruct.gather import Calibration, as_call, leading
+from fxprune.reconstruct.gather import Cache, Calibration, as_call, leading
 from fxprune.reconstruct.moments import size
 from fxprune.reconstruct.numbers import Array, Mask
 from fxprune.reconstruct.program import Program
@@ -67,6 +69,7 @@ def channel_prune(
     ridge: float = 0.0,
     seed: int = 0,
     memory: int = MEMORY,
+    cache: bool = False,
     verify: bool = True,
     progress: bool = False,
 ) -> fx.GraphModule:
@@ -93,6 +96,8 @@ def channel_prune(
         ridge: pulls refitted weights towards what they were, as a share of the mean variance of the inputs; for few images.
         seed: of the positions, and of select="random".
         memory: bytes that the moments of one group's readers may take; larger ones are skipped.
+        cache: keep what both networks have computed up to the layer at work, for all images: much quicker in deep networks, and takes memory for the
+            activations of all images.
         verify: check the slim module (``fxprune.apply``), and the refitted one against the network it was fitted in.
         progress: show which layer is at work, on stderr.
 
@@ -124,6 +129,7 @@ def channel_prune(
         told = "; ".join(f"{name}: {why}" for name, why in reasons[:3]) or nothing(graph)
         raise NothingToPruneError(f"there is no group of channels that reconstruction could choose among. {told}", got=ratio)
     state = _state(graph, original, chosen)
+    state.cache = Cache(calibration) if cache and chosen else None
     settings = Settings(calibration, refit, slack, refine, ridge, _values([t for t, _ in chosen], select, seed))
     with telling(len(chosen), progress) as tell:
         layers = walk(state, chosen, settings, tell)
@@ -164,20 +170,23 @@ def _check(
         )
     if plan is not None and not isinstance(plan, Plan):
         raise BudgetError(f"plan must be a fxprune.Plan, got {type(plan).__name__}.", got=type(plan).__name__)
-    for name, value in (("slack", slack), ("ridge", ridge)):
+    numbers: dict[str, Any] = {"slack": slack, "ridge": ridge}
+    for name, value in numbers.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
             raise BudgetError(f"{name} must be a number from 0 on, got {value!r}.", got=value)
-    if isinstance(refine, bool) or not isinstance(refine, int) or refine < 0:
+    steps: Any = refine
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
         raise BudgetError(f"refine must be a whole number from 0 on, got {refine!r}.", got=refine)
 
 
 def first(loader: Iterable[Any]) -> Inputs | None:
     """Some samples of the first batch; None if there is no batch."""
-    for batch in loader:
-        call = as_call(batch)
-        count = leading(call)
-        return call.map(lambda x: x[:SAMPLES] if x.dim() and len(x) == count else x)
-    return None
+    batch = next(iter(loader), None)
+    if batch is None:
+        return None
+    call = as_call(batch)
+    count = leading(call)
+    return call.map(lambda x: x[:SAMPLES] if x.dim() and len(x) == count else x)
 
 
 def _settled(subject: Subject) -> Subject:

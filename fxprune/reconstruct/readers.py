@@ -1,14 +1,16 @@
 """Layers that are refitted: what multiplies the channels that are chosen among.
 
-1. A *reader* is a convolution or a linear layer of ``torch.nn``, called as a module, whose weight is a plain parameter of its own. All its calls count:
-   a layer that is called twice has the rows of both. ``refusal`` says why a module is none.
-2. Its weight as a matrix is ``(blocks, rows, columns)``: ``blocks`` is a convolution's groups; columns run over input channels, then the window.
-3. An intercept goes into the bias. A layer without one, whose only use is a batch norm with running statistics that is used nowhere else, has it taken
-   from the norm's running mean: ``norm(y + b)`` with mean ``m`` is ``norm(y)`` with mean ``m - b``. Otherwise none is fitted, so that no parameter
-   gets a new name.
-4. The *tail* of a layer at the end of a residual branch is the sum that its output goes into, through at most a batch norm and what does nothing in
-   evaluation mode. What the shortcut lost can then be asked of the layer (He et al. 2017, section 3.3): ``y + (shortcut - current shortcut)``, the
-   difference divided by the norm's scale. A channel that the norm all but silences (``FAINT`` of the median scale) is not asked.
+1. A *reader* is a convolution or a linear layer of ``torch.nn``, called as a module, whose weight is a plain parameter of its own. All
+   its calls count: a layer that is called twice has the rows of both. ``refusal`` says why a module is none.
+2. Its weight as a matrix is ``(blocks, rows, columns)``: ``blocks`` is a convolution's groups; columns run over input channels, then the
+   window.
+3. An intercept goes into the bias. A layer without one, whose only use is a batch norm with running statistics that is used nowhere else,
+   has it taken from the norm's running mean: ``norm(y + b)`` with mean ``m`` is ``norm(y)`` with mean ``m - b``. Otherwise none is
+   fitted, so that no parameter gets a new name.
+4. The *tail* of a layer at the end of a residual branch is the sum that its output goes into, through at most a batch norm and what does
+   nothing in evaluation mode. What the shortcut lost can then be asked of the layer (He et al. 2017, section 3.3): ``y + (shortcut -
+   current shortcut)``, the difference divided by the norm's scale. A channel that the norm all but silences (``FAINT`` of the median
+   scale) is not asked.
 """
 
 from __future__ import annotations

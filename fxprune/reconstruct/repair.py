@@ -1,10 +1,10 @@
 """``repair``: the weights of a slim network refitted to the original, whatever plan made it.
 
-1. Structure is given. Every convolution and linear layer that lost inputs is refitted, in the order of the slim program: inputs from the slim network as
-   repaired so far, wanted outputs from the original's layer of that name, the channels that are left of them (gather.py). Layers that
-   do not depend on each other share a pass over the images.
-2. What the slim network has learned since it was cut counts: the weights are refitted from what they are, and what is wanted goes through its own batch
-   norms backwards.
+1. Structure is given. Every convolution and linear layer that lost inputs is refitted, in the order of the slim program: inputs from the
+   slim network as repaired so far, wanted outputs from the original's layer of that name, the channels that are left of them (gather.py).
+   Layers that do not depend on each other share a pass over the images.
+2. What the slim network has learned since it was cut counts: the weights are refitted from what they are, and what is wanted goes through
+   its own batch norms backwards.
 3. Silent inputs (plan.py, clause 4) stay silent.
 """
 
@@ -24,7 +24,7 @@ from fxprune.errors import CaptureError, InputError, NothingToPruneError, PlanMi
 from fxprune.pipeline import study
 from fxprune.plan import Plan
 from fxprune.reconstruct import report
-from fxprune.reconstruct.gather import Calibration, Site, gather
+from fxprune.reconstruct.gather import Cache, Calibration, Site, gather
 from fxprune.reconstruct.moments import Moments, size
 from fxprune.reconstruct.numbers import Array, Mask
 from fxprune.reconstruct.program import Program
@@ -47,6 +47,7 @@ def repair(
     ridge: float = 0.0,
     seed: int = 0,
     memory: int = MEMORY,
+    cache: bool = False,
     progress: bool = False,
 ) -> fx.GraphModule:
     """A copy of a slim network with weights refitted so that its layers put out what the original's do. No labels, no gradients.
@@ -61,6 +62,7 @@ def repair(
         ridge: pulls refitted weights towards what they were, as a share of the mean variance of the inputs; for few images.
         seed: of the positions.
         memory: bytes that the moments of the layers of one pass may take; a layer that needs more is left as it is.
+        cache: keep what both networks have computed up to the layer at work, for all images: much quicker in deep networks.
         progress: show which layer is at work, on stderr.
 
     Returns:
@@ -94,13 +96,16 @@ def repair(
         why = "; ".join(f"{name}: {reason}" for name, reason in skipped[:3]) or "its plan takes no inputs away"
         raise NothingToPruneError(f"no layer of the slim network can be repaired. {why}")
     layers: list[report.Layer] = []
+    kept = Cache(calibration) if cache else None
     with telling(len(sites), progress) as tell:
         for part in passes(sites, memory):
             begin = time.process_time()
             for site in part:
                 tell(site.target.path)
-            found = gather(original, current, part, calibration)
+            found = gather(original, current, part, calibration, kept)
             done = [_refitted(current, site, seen, record.plan, ridge) for site, seen in zip(part, found, strict=True)]
+            if kept is not None:
+                kept.changed(min(current.order[call.node] for site in part for call in site.target.calls))
             spent = (time.process_time() - begin) / len(part)
             layers += [replace(layer, seconds=spent) for layer in done]
     report.attach(new, report.Report(tuple(layers), tuple(skipped), "repair"))

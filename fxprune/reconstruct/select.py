@@ -1,14 +1,14 @@
 """Which channels of a group stay: the LASSO's problem, set up from moments, or the order of a score.
 
-1. Channel i of a group contributes ``Z_i = X_i W_i'`` to what a reader puts out, over all its columns of that reader (several where features were
-   flattened or concatenated with themselves). Reader by reader and block by block, ``G_ij = <Z_i, Z_j>`` is the sum of ``xx * (W'W)`` over the columns
-   of i and j, and ``h_i = <Z_i, R>`` that of ``W' * (xy - xx_o W_o')``: the outputs wanted, less what the reader's other living
-   columns ``o`` give. Readers of one group have their outputs stacked: their G and h add up.
+1. Channel i of a group contributes ``Z_i = X_i W_i'`` to what a reader puts out, over all its columns of that reader (several where
+   features were flattened or concatenated with themselves). Reader by reader and block by block, ``G_ij = <Z_i, Z_j>`` is the sum of ``xx
+   * (W'W)`` over the columns of i and j, and ``h_i = <Z_i, R>`` that of ``W' * (xy - xx_o W_o')``: the outputs wanted, less what the
+   reader's other living columns ``o`` give. Readers of one group have their outputs stacked: their G and h add up.
 2. Where a reader takes an intercept, moments are centred: both steps of He et al. 2017 then have the same loss.
-3. Channels that are free of each other: ``lasso.choose``. Channels under a balance go in step: every cell keeps its best, by ``lasso.ranking``, the
-   same share of each.
-4. ``refine`` alternates (He et al. 2017, section 3.1): on the way to the wanted number, as many times, the LASSO leaves a part, the weights are refitted on
-   it, and the next LASSO goes on from there.
+3. Channels that are free of each other: ``lasso.choose``. Channels under a balance go in step: every cell keeps its best, by
+   ``lasso.ranking``, the same share of each.
+4. ``refine`` alternates (He et al. 2017, section 3.1): on the way to the wanted number, as many times, the LASSO leaves a part, the
+   weights are refitted on it, and the next LASSO goes on from there.
 """
 
 from __future__ import annotations

@@ -1,13 +1,15 @@
 """Groups of coupled channels among which reconstruction can choose, and why not among others.
 
-1. A *target* is a group of which every reading axis is the input side of a reader (readers.py). Removing channels of it is then removing columns of the
-   readers' weights: all else that goes with them (the producer's rows, batch norms, depthwise convolutions) is heard by nobody. That this is so is
-   seen on a float64 run: with the columns of half of its channels zero, what produces these channels is replaced by large random numbers, and no
-   output may move. So channels that a norm, a softmax or a product mixes with others are no target, whatever the operator is called.
-2. A group in which several producers meet in a sum is a *stream*. Its readers could each drop their own channels if the layout had selections; in the
-   coupled layout all drop the same. It is a target only if it is asked for by name.
+1. A *target* is a group of which every reading axis is the input side of a reader (readers.py). Removing channels of it is then removing
+   columns of the readers' weights: all else that goes with them (the producer's rows, batch norms, depthwise convolutions) is heard by
+   nobody. That this is so is seen on a float64 run: with the columns of half of its channels zero, what produces these channels is
+   replaced by large random numbers, and no output may move. So channels that a norm, a softmax or a product mixes with others are no
+   target, whatever the operator is called.
+2. A group in which several producers meet in a sum is a *stream*. Its readers could each drop their own channels if the layout had
+   selections; in the coupled layout all drop the same. It is a target only if it is asked for by name.
 3. Channels under a balance go in step with their siblings. Cells must lie within the group.
-4. ``generations``: readers of one target that depend on each other (a dense network's) are refitted one after another, the others together.
+4. ``generations``: readers of one target that depend on each other (a dense network's) are refitted one after another, the others
+   together.
 """
 
 from __future__ import annotations
@@ -203,9 +205,7 @@ def generations(target: Target) -> list[list[Reading]]:
     for place, reading in enumerate(target.readings):
         above = set().union(*(ancestors(call.node) for call in reading.reader.calls))
         earlier = [
-            level[other]
-            for other in range(place)
-            if any(call.node in above for call in target.readings[other].reader.calls)
+            level[other] for other in range(place) if any(call.node in above for call in target.readings[other].reader.calls)
         ]
         level[place] = max(earlier, default=-1) + 1
     return [[r for i, r in enumerate(target.readings) if level[i] == depth] for depth in range(max(level.values()) + 1)]

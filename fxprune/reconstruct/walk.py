@@ -1,11 +1,11 @@
 """Layer by layer through a network: choose among the input channels, refit what reads them, go on (He et al. 2017).
 
-1. Targets are taken in the order in which the program reads them. Inputs are those of the network as pruned so far; wanted outputs are those of the
-   original network.
-2. The network as pruned so far has the original's shapes; removed channels are zero columns of their readers. Removal is exactly that (targets.py,
-   clause 1), and the plan is made at the end.
-3. Per target one pass over the images gives the moments of all its readers; the LASSO or a score chooses; the readers are refitted in generations, each later
-   one after a pass of its own, for its inputs have changed.
+1. Targets are taken in the order in which the program reads them. Inputs are those of the network as pruned so far; wanted outputs are
+   those of the original network.
+2. The network as pruned so far has the original's shapes; removed channels are zero columns of their readers. Removal is exactly that
+   (targets.py, clause 1), and the plan is made at the end.
+3. Per target one pass over the images gives the moments of all its readers; the LASSO or a score chooses; the readers are refitted in
+   generations, each later one after a pass of its own, for its inputs have changed.
 4. A layer is refitted on the rows of its own outputs that are still alive, over all its columns that are.
 """
 
@@ -20,9 +20,9 @@ import numpy as np
 import torch
 
 from fxprune.graph.channels import ChannelGraph
-from fxprune.reconstruct.gather import Calibration, Site, gather
+from fxprune.reconstruct.gather import Cache, Calibration, Site, gather
 from fxprune.reconstruct.moments import Moments, Normal
-from fxprune.reconstruct.numbers import Array, Ids, Mask
+from fxprune.reconstruct.numbers import Array, Mask
 from fxprune.reconstruct.program import Program
 from fxprune.reconstruct.readers import Reader
 from fxprune.reconstruct.refit import refit
@@ -54,6 +54,7 @@ class State:
     current: Program
     readers: Mapping[str, Reader]
     gone: Mask
+    cache: Cache | None = None
 
     def atoms(self, name: str, dim: int, count: int) -> Mask:
         """Which atoms of an axis are gone."""
@@ -109,20 +110,18 @@ def _treat(state: State, target: Target, count: int, settings: Settings) -> list
             _look(state, part, settings, seen)
         for reading in part:
             own = seen.pop(reading.reader.weight, None)
-            found.append(_cut(state, target, reading, own, kept, penalty, settings))
+            found.append(_cut(state, target, reading, own, penalty, settings))
     spent = (time.process_time() - begin) / len(found)
     return [replace(layer, seconds=spent) for layer in found]
 
 
 def _look(state: State, readings: Sequence[Reading], settings: Settings, seen: dict[str, Moments]) -> None:
     sites = [state.site(reading) for reading in readings]
-    moments = gather(state.original, state.current, sites, settings.images)
+    moments = gather(state.original, state.current, sites, settings.images, state.cache)
     seen.update({reading.reader.weight: own for reading, own in zip(readings, moments, strict=True)})
 
 
-def _cut(
-    state: State, target: Target, reading: Reading, seen: Moments | None, kept: Ids, penalty: float, settings: Settings
-) -> Layer:
+def _cut(state: State, target: Target, reading: Reading, seen: Moments | None, penalty: float, settings: Settings) -> Layer:
     """Take a reader's columns away and refit it."""
     reader = state.readers[reading.reader.weight]
     weight = state.current.tensors[reader.weight]
@@ -140,6 +139,8 @@ def _cut(
             new, shift = refit(normal, old, columns, intercept=bool(reader.bias), ridge=settings.ridge)
             after = relative(normal, new, shift)
     write(state.current, reader, new, shift)
+    if state.cache is not None:
+        state.cache.changed(min(state.current.order[call.node] for call in reader.calls))
     note = "" if reader.bias or not settings.refit else "no place for an intercept"
     rows, memory = (seen.count, seen.bytes) if seen is not None else (0, 0)
     return Layer(reader.path, target.name, width, left, before, after, penalty, rows, 0.0, memory, note)

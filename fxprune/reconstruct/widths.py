@@ -12,6 +12,7 @@ import fnmatch
 import math
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from typing import Any
 
 from fxprune.errors import BudgetError, KeepError
 from fxprune.reconstruct.numbers import Mask
@@ -47,7 +48,8 @@ def by_name(found: Sequence[Target], skipped: Sequence[Skipped], ratios: Mapping
         BudgetError: a share outside [0, 1); two different ones for one group; a layer whose channels cannot be chosen among.
         KeepError: a name that matches no layer.
     """
-    if not isinstance(ratios, Mapping) or not ratios:
+    given: Any = ratios
+    if not isinstance(given, Mapping) or not given:
         raise BudgetError(f"ratios must name layers, {{'layer1.0.conv1': 0.5}}, got {ratios!r}.", got=ratios)
     shares: dict[int, tuple[str, float]] = {}
     reasons: Reasons = []

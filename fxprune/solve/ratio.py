@@ -292,6 +292,19 @@ def _steps(graph: ChannelGraph, value: Numbers, round_to: int) -> tuple[list[Uni
     return units, in_step
 
 
+def ranked_steps(cells: Cells, value: Numbers, alive: Mask) -> tuple[Ids, ...]:
+    """The steps of linked cells that may go, lowest scores first, among the cells that are there; what has an infinite value stays."""
+    there = Cells(tuple(cell for cell in cells.cells if alive[cell].all()), cells.steps)
+    if not there.cells:
+        return ()
+    steps = []
+    for unit in _ranked(there, value):
+        if not np.isfinite(value[unit]).all():
+            break
+        steps.append(unit)
+    return tuple(steps)
+
+
 def _ranked(cells: Cells, value: Numbers) -> list[Ids]:
     """The steps of linked cells, lowest scores first; the last one stays."""
     if len({len(cell) for cell in cells.cells}) == 1:

@@ -25,9 +25,11 @@ from fxprune.io.model import load as load
 from fxprune.io.model import save as save
 from fxprune.plan import Plan as Plan
 from fxprune.report.summary import summary as summary
+from fxprune.solve.budget import Budget as Budget
 
 __version__ = "0.1.0"
 __all__ = [
+    "Budget",
     "BudgetError",
     "CaptureError",
     "ChannelGraph",

@@ -8,6 +8,8 @@
 4. ``silent[name][dim]`` lists atoms of input axes that stay but are read with weight zero: a layer that is emptied keeps one channel
    that nobody hears, so that what the layer still contributes is a constant and no operator sees an empty tensor.
 5. A plan knows nothing of devices, dtypes or weights. ``Plan.from_json(plan.to_json()) == plan``.
+6. ``figures`` of a plan made for a budget: per bound ("macs", "params of 'layer4.*'") the numbers "original", "asked" and "achieved"; under
+   "kept score" what is "achieved" of the "original", the "bound" that no plan of this budget can exceed, and the "gap" between them as a share.
 """
 
 from __future__ import annotations
@@ -41,6 +43,7 @@ class Plan:
         layout: "coupled" or "selection".
         notes: what a user should know about this plan, one sentence each.
         silent: atoms that are kept but read with weight zero (clause 4).
+        figures: what a budget asked for and what is left (clause 6).
     """
 
     kept: Kept
@@ -51,6 +54,7 @@ class Plan:
     layout: str = "coupled"
     notes: tuple[str, ...] = field(default=())
     silent: Kept = field(default_factory=dict)
+    figures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
     def empty(self) -> bool:
@@ -93,6 +97,7 @@ class Plan:
 
     def to_data(self) -> dict[str, Any]:
         """What ``to_json`` writes, as dicts, lists and plain values."""
+        figures = {"figures": {name: dict(own) for name, own in self.figures.items()}} if self.figures else {}
         return {
             "format": FORMAT,
             "asked": self.asked,
@@ -110,6 +115,7 @@ class Plan:
                 for name, dims in self.silent.items()
                 for dim, rows in dims.items()
             ],
+            **figures,
         }
 
     def to_json(self, indent: int | None = None) -> str:
@@ -177,7 +183,11 @@ class Plan:
         if layout not in LAYOUTS:
             raise PlanMismatchError(f"layout must be one of {LAYOUTS}, got {layout!r}.", expected=LAYOUTS, got=layout)
         notes = tuple(_typed(note, str) for note in _typed(data["notes"], list))
-        return cls(kept, sizes, shares[0], shares[1], _typed(data["score"], str), layout, notes, silent)
+        figures = {
+            _typed(name, str): {_typed(key, str): float(_typed(value, (int, float))) for key, value in own.items()}
+            for name, own in data.get("figures", {}).items()
+        }
+        return cls(kept, sizes, shares[0], shares[1], _typed(data["score"], str), layout, notes, silent, figures)
 
 
 def _storage(tensor: Tensor) -> Any:

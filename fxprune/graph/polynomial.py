@@ -36,6 +36,7 @@ class Forms:
     channels: list[Ids] = field(default_factory=lambda: [np.zeros(0, np.int64)])
     times: list[Ids] = field(default_factory=lambda: [np.zeros(0, np.int64)])
     _known: dict[bytes, int] = field(default_factory=dict)
+    _matrix: list[csr_matrix] = field(default_factory=list)
 
     def of(self, components: Ids) -> int:
         """The number of the form that counts these."""
@@ -50,10 +51,13 @@ class Forms:
 
     def matrix(self) -> csr_matrix:
         """Shape (forms, components). The row of form 0 is empty."""
+        if self._matrix and self._matrix[-1].shape[0] == len(self.channels):
+            return self._matrix[-1]
         lengths = [len(own) for own in self.channels]
         starts = np.concatenate([[0], np.cumsum(lengths)])
         data, columns = np.concatenate(self.times), np.concatenate(self.channels)
-        return csr_matrix((data, columns, starts), shape=(len(lengths), self.count))
+        self._matrix[:] = [csr_matrix((data, columns, starts), shape=(len(lengths), self.count))]
+        return self._matrix[-1]
 
     def count_of(self, space: Value) -> Terms:
         """The number of live elements of a value (clauses 2 and 3)."""

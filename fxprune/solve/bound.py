@@ -20,7 +20,7 @@ from scipy.optimize import linprog
 from scipy.sparse import coo_matrix
 
 from fxprune.solve.cost_table import CostEntry
-from fxprune.solve.landscape import Landscape, Tabled
+from fxprune.solve.landscape import Tabled
 from fxprune.solve.search import Choices
 
 Numbers = npt.NDArray[np.float64]
@@ -101,7 +101,7 @@ class Relaxation:
                 break
         assert result is not None
         numbers = result[:count]
-        return _Solved(float(result[count : 2 * count].sum()) * unit, numbers, self._apart(numbers, result, forms))
+        return _Solved(float(result[count : 2 * count].sum()) * unit, numbers, self._apart(forms))
 
     def _tangent(self, program: _Rows, s: int, k: int, unit: float, touched: set[int]) -> None:
         """``loss >= loss[k] + lost[k] * (n - k)``."""
@@ -145,7 +145,10 @@ class Relaxation:
         for i, limit in enumerate(land.limits):
             bound = limit.bound
             if isinstance(limit.measure, Tabled):
-                parts = [(_hull(program, entry, [forms[f] for f in own], bound, land.start[list(own)]), 1.0) for entry, own in limit.measure.entries]
+                parts = [
+                    (_hull(program, entry, [forms[f] for f in own], bound, land.start[list(own)]), 1.0)
+                    for entry, own in limit.measure.entries
+                ]
                 program.row(parts, 1.0 - limit.measure.constant / bound)
                 continue
             coefficients, rows = land.terms(i)
@@ -170,15 +173,14 @@ class Relaxation:
         result = linprog(objective, A_ub=matrix, b_ub=program.right, bounds=program.ends, method="highs")
         return None if result.x is None else np.asarray(result.x)
 
-    def _apart(self, numbers: Numbers, result: Numbers, forms: dict[int, tuple[int, float, float]]) -> Numbers:
+    def _apart(self, forms: dict[int, tuple[int, float, float]]) -> Numbers:
         """Per slot: how far its products are from what the program took them for, at most (for branching)."""
         land = self.choices.land
-        apart = np.zeros(len(numbers))
-        values = land.of_forms(numbers)
+        apart = np.zeros(self.count)
         for i, limit in enumerate(land.limits):
             if isinstance(limit.measure, Tabled):
-                for _, own in limit.measure.entries:
-                    for f in own:
+                for _, axes in limit.measure.entries:
+                    for f in axes:
                         apart += np.abs(land.falls[f]) / max(land.start[f], 1.0)
                 continue
             coefficients, rows = land.terms(i)
@@ -192,12 +194,14 @@ class Relaxation:
                 for f, wide in zip(own, ends, strict=True):
                     if wide > 0:
                         apart += gap * land.falls[f] / max(float(land.falls[f].max()), 1e-300)
-        del values, result
         return apart
 
 
 def _envelope(
-    program: _Rows, a: tuple[int, float, float], b: tuple[int, float, float], pairs: dict[tuple[int, int], tuple[int, float, float]]
+    program: _Rows,
+    a: tuple[int, float, float],
+    b: tuple[int, float, float],
+    pairs: dict[tuple[int, int], tuple[int, float, float]],
 ) -> tuple[int, float, float]:
     """Clause 2: a variable that lies above the envelope of a product."""
     key = (min(a[0], b[0]), max(a[0], b[0]))

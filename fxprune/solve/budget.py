@@ -86,7 +86,8 @@ class Budget:
         """Every bound by (kind, glob); the glob of the whole model is "*"."""
         found = {(kind, "*"): amount(kind, getattr(self, kind)) for kind in KINDS if getattr(self, kind) is not None}
         for glob, own in self.bounds.items():
-            if not isinstance(own, Mapping) or not own or set(own) - set(PER_PART):
+            given: Any = own
+            if not isinstance(given, Mapping) or not given or set(given) - set(PER_PART):
                 raise BudgetError(
                     f"bounds[{glob!r}] must be a dict with some of {PER_PART}, got {own!r}.", expected=PER_PART, got=own
                 )

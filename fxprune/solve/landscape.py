@@ -64,7 +64,7 @@ class Landscape:
     @cached_property
     def _merged(self) -> list[tuple[Numbers, Ids]]:
         """Per limit with a polynomial: coefficients and forms of its terms, equal terms added up; of others nothing."""
-        found = []
+        found: list[tuple[Numbers, Ids]] = []
         for limit in self.limits:
             if isinstance(limit.measure, Tabled):
                 found.append((np.zeros(0), np.zeros((0, 1), np.int64)))
@@ -146,7 +146,6 @@ def _slope(entry: CostEntry, widths: list[float], place: int) -> float:
 
 def landscape(slots: Slots, limits: Sequence[Limit], matrix: object) -> Landscape:
     """The limits over these slots, from the matrix of forms (polynomial.py)."""
-    forms: npt.NDArray[np.int64]
     start = (matrix @ slots.alive.astype(np.int64)).astype(np.float64)  # type: ignore[operator]
     start[0] = 1.0
     falls = np.zeros((len(start), len(slots.slots)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from fxprune.errors import BudgetError
 from fxprune.graph.channels import ChannelGraph
 from fxprune.graph.cost import Cost
@@ -16,7 +18,7 @@ def limits(graph: ChannelGraph, cost: Cost, budget: Budget) -> tuple[Limit, ...]
     Raises:
         BudgetError: a glob that matches nothing, a latency without a table, a table of another model.
     """
-    alive = ~_nothing(graph)
+    alive = np.ones(graph.closed.count, np.bool_)
     found = []
     for (kind, glob), amount in budget.amounts().items():
         if kind == "latency":
@@ -39,12 +41,6 @@ def limits(graph: ChannelGraph, cost: Cost, budget: Budget) -> tuple[Limit, ...]
             )
         found.append(Limit(kind, glob, polynomial, amount.of(original), original))
     return tuple(found)
-
-
-def _nothing(graph: ChannelGraph):  # type: ignore[no-untyped-def]
-    import numpy as np
-
-    return np.zeros(graph.closed.count, np.bool_)
 
 
 def tabled(graph: ChannelGraph, cost: Cost, table: CostTable) -> Tabled:

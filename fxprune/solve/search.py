@@ -258,13 +258,11 @@ def _exchange(choices: Choices, places: Ids) -> Ids | None:
     np.fill_diagonal(gain_one, -np.inf)
     np.fill_diagonal(gain_several, -np.inf)
     least = 1e-12 * max(land.slots.kept, 1e-300)
-    tried = 0
     gains = np.concatenate([gain_one.ravel(), gain_several.ravel()])
     top = np.argsort(-gains, kind="stable")[:24] if len(gains) > 24 else np.argsort(-gains, kind="stable")
     for index in top.tolist():
         if gains[index] <= least:
             return None
-        tried += 1
         a, b = divmod(index % (count * count), count)
         new = places.copy()
         if index < count * count:

@@ -116,7 +116,9 @@ def leasts(graph: ChannelGraph, floor: float, floors: Mapping[str, float]) -> Id
     missing = [glob for glob in floors if glob not in used]
     if missing:
         names = ", ".join(repr(g.name) for g in graph.groups[:3])
-        raise BudgetError(f"floors: {missing[0]!r} matches no group of channels. Groups are named after weights: {names}, ...", got=missing[0])
+        raise BudgetError(
+            f"floors: {missing[0]!r} matches no group of channels. Groups are named after weights: {names}, ...", got=missing[0]
+        )
     for demand in graph.program.recorder.floors:
         channels = np.unique(graph.closed.component[demand.ids])
         owners = np.unique(group_of[channels])
@@ -131,10 +133,18 @@ def _produced_by(group: ChannelGroup, glob: str) -> bool:
 
 
 def make_slots(
-    graph: ChannelGraph, values: Numbers, least: Ids, round_to: int, forms: csr_matrix, dead: Mask | None = None, *, loose: bool = False
+    graph: ChannelGraph,
+    values: Numbers,
+    least: Ids,
+    round_to: int,
+    forms: csr_matrix,
+    dead: Mask | None = None,
+    *,
+    loose: bool = False,
 ) -> Slots:
     """The choices that are left when ``dead`` is gone. ``loose``: channels of cells whose wholes may go are chosen one by one, which no plan
-    may do but bounds all that do."""
+    may do but bounds all that do.
+    """
     closed = graph.closed
     alive = np.ones(closed.count, np.bool_) if dead is None else ~dead
     group_of = np.full(closed.count, -1, np.int64)
@@ -179,9 +189,7 @@ def _alike(own: Ids, marks: Ids, *, together: bool) -> list[Ids]:
     return [own[which == k] for k in np.argsort(first)]
 
 
-def _slot(
-    steps: tuple[Ids, ...], count: int, size: int, values: Numbers, group_of: Ids, round_to: int, chain: int
-) -> list[Slot]:
+def _slot(steps: tuple[Ids, ...], count: int, size: int, values: Numbers, group_of: Ids, round_to: int, chain: int) -> list[Slot]:
     """``count`` steps are there, of ``size`` channels per width; ``steps`` are those that may go."""
     lost = np.array([values[step].sum() for step in steps])
     owners = group_of[steps[0]]

@@ -189,7 +189,7 @@ def convolution(t: Tracker, func: Any, args: Sequence[Any], kwargs: dict[str, An
 
 def _index_space(t: Tracker, sizes: tuple[int, ...], carried: list[Ids], source: Ids | None, target: Ids | None) -> None:
     """Clause 7."""
-    groups, per_out, per_in = sizes[1:4]
+    groups, per_out = sizes[1:3]
     spatial = (len(sizes) - 4) // 2
     inner = (1,) * (2 * spatial)
     factors = [ids.reshape(ids.shape[0], 1, 1, 1, *ids.shape[2:], *(1,) * spatial) for ids in carried]

@@ -106,7 +106,7 @@ def plan(
         solution = solve_ratio(graph, scored, cast("float", ratio), floor, round_to)
     else:
         solution = solve_share(graph, scored, cast("float", ratio), floor, round_to, scope)
-    warn_if_large(graph.groups, scored.name, solution.removed, solution.achieved if ratio is None else ratio, scored.values)
+    warn_if_large(graph.groups, scored.name, solution.removed, ratio, scored.values)
     return to_plan(graph, solution, scored.name, layout)
 
 

@@ -72,7 +72,8 @@ class Landscape:
             coefficients, forms = limit.measure.table
             rows = np.sort(self.same[forms], axis=1) if forms.size else forms.reshape(len(coefficients), 0)
             distinct, which = np.unique(rows, axis=0, return_inverse=True)
-            found.append((np.bincount(which.ravel(), coefficients.astype(float), len(distinct)), distinct))
+            totals: Numbers = np.bincount(which.ravel(), coefficients.astype(np.float64), len(distinct)).astype(np.float64)
+            found.append((totals, distinct))
         return found
 
     @cached_property

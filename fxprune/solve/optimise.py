@@ -208,7 +208,8 @@ def _enumerated(problem: Problem) -> tuple[Decision | None] | None:
 
 def _best_of_all(problem: Problem, choices: Choices) -> tuple[float, Mask] | None:
     slots = choices.land.slots
-    grid = np.array(list(combinations(*(slot.allowed.tolist() for slot in slots.slots))), np.int64).reshape(-1, len(slots.slots))
+    every = list(combinations(*(slot.allowed.tolist() for slot in slots.slots)))
+    grid = np.array(every, np.int64).reshape(len(every), len(slots.slots))
     loss = np.zeros(len(grid))
     for s, slot in enumerate(slots.slots):
         loss += slot.loss[grid[:, s]]

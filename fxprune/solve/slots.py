@@ -26,8 +26,8 @@ from fxprune.errors import BudgetError
 from fxprune.graph.channels import ChannelGraph, ChannelGroup
 from fxprune.graph.cost import matches
 from fxprune.provenance.factor import Ids, Mask
-from fxprune.score.scores import Scored
-from fxprune.solve.ratio import ranked_steps
+from fxprune.score.scores import TOTALS, Scored
+from fxprune.solve.ratio import channel_weights, ranked_steps
 
 Numbers = npt.NDArray[np.float64]
 
@@ -91,11 +91,16 @@ class Slots:
 
 
 def score_values(graph: ChannelGraph, scored: Scored) -> Numbers:
-    """The score per coupled channel; scores below zero are shifted, so that nothing is better gone than kept for free."""
+    """What each coupled channel is worth: its score times the channels it stands for (ratio.py, clause 4).
+
+    For gamma that is the sum of |gamma| over its batch norms. Scores below zero are shifted, so that nothing is better gone than kept for free.
+    """
     value = np.zeros(graph.closed.count)
+    weight = channel_weights(graph).astype(np.float64)
     lowest = min((float(own.min()) for own in scored.values if len(own)), default=0.0)
     for group, own in zip(graph.groups, scored.values, strict=True):
-        value[group.channels] = own.numpy() - min(lowest, 0.0)
+        times = 1.0 if scored.name in TOTALS else weight[group.channels]
+        value[group.channels] = (own.numpy() - min(lowest, 0.0)) * times
     return value
 
 
@@ -142,8 +147,9 @@ def make_slots(
     *,
     loose: bool = False,
 ) -> Slots:
-    """The choices that are left when ``dead`` is gone. ``loose``: channels of cells whose wholes may go are chosen one by one, which no plan
-    may do but bounds all that do.
+    """The choices that are left when ``dead`` is gone.
+
+    ``loose``: channels of cells whose wholes may go are chosen one by one. No plan may do so; what is best then bounds all plans.
     """
     closed = graph.closed
     alive = np.ones(closed.count, np.bool_) if dead is None else ~dead
@@ -167,12 +173,12 @@ def make_slots(
         if steps:
             size = sum(len(c) for c in cells.cells if alive[c].any()) // cells.steps
             slots += _slot(steps, cells.steps, size, values, group_of, round_to, chain)
-    for index, group in enumerate(graph.groups):
+    for group in graph.groups:
         own = group.channels[~stepped[group.channels] & alive[group.channels]]
         for piece in _alike(own, marks, together=round_to > 1):
             order = piece[np.lexsort((piece, values[piece]))]
             slots += _slot(tuple(order[i : i + 1] for i in range(len(order))), len(order), 1, values, group_of, round_to, -1)
-    return _capped(graph, slots, alive, group_of, least, values)
+    return _capped(graph, slots, alive, least, values)
 
 
 def _marks(forms: csr_matrix) -> Ids:
@@ -199,7 +205,7 @@ def _slot(steps: tuple[Ids, ...], count: int, size: int, values: Numbers, group_
     return [Slot(steps, lost, groups, numbers[fits], chain)]
 
 
-def _capped(graph: ChannelGraph, slots: list[Slot], alive: Mask, group_of: Ids, least: Ids, values: Numbers) -> Slots:
+def _capped(graph: ChannelGraph, slots: list[Slot], alive: Mask, least: Ids, values: Numbers) -> Slots:
     """Clause 3: what floors leave of each slot."""
     holders: dict[int, list[int]] = {}
     for number, slot in enumerate(slots):

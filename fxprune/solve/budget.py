@@ -39,7 +39,7 @@ class Amount:
         return self.value * original if self.share else self.value
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Budget:
     """Upper bounds on what remains of a model (clauses 1 to 4).
 
@@ -81,6 +81,11 @@ class Budget:
             )
         object.__setattr__(self, "bounds", {glob: dict(own) for glob, own in self.bounds.items()})
         object.__setattr__(self, "floors", dict(self.floors))
+
+    def __repr__(self) -> str:
+        given = [f"{kind}={getattr(self, kind)!r}" for kind in KINDS if getattr(self, kind) is not None]
+        given += [f"{name}={getattr(self, name)!r}" for name in ("bounds", "floors") if getattr(self, name)]
+        return f"Budget({', '.join(given)})"
 
     def amounts(self) -> dict[tuple[str, str], Amount]:
         """Every bound by (kind, glob); the glob of the whole model is "*"."""

@@ -100,10 +100,9 @@ def random_plan(graph: ChannelGraph, seed: int) -> fxprune.Plan:
         if (~removed[own]).sum() < floor.least:
             removed[own] = False
     for cells in graph.closed.cells:  # what a floor brought back brings its cells back
-        for cell in cells.cells:
-            if len({int(removed[c].sum()) * 1000 // len(c) for c in cells.cells}) > 1:
-                for own in cells.cells:
-                    removed[own] = False
+        if len({int(removed[c].sum()) * 1000 // len(c) for c in cells.cells}) > 1:
+            for own in cells.cells:
+                removed[own] = False
     return to_plan(graph, Solution(removed, 0.0, 0.0), "random")
 
 

@@ -91,3 +91,19 @@ def test_a_failure_far_from_its_cause_is_found_by_halving(monkeypatch: pytest.Mo
     assert slim.get_submodule("first").out_channels < 12
     reference = fxprune.apply(model, fxprune.plan_of(slim), x)
     assert relative_error(slim(x), reference(x)) <= 1e-12
+
+
+@pytest.mark.usefixtures("wrong_flip")
+def test_a_budget_holds_though_a_group_stays() -> None:
+    model, x = network()
+    slim = fxprune.slim(model, None, x, budget=fxprune.Budget(params=0.75))
+    figures = fxprune.plan_of(slim).figures["params"]
+    assert sum(p.numel() for p in slim.parameters()) == figures["achieved"] <= figures["asked"]
+    assert any("could not be verified" in note for note in fxprune.plan_of(slim).notes)
+
+
+@pytest.mark.usefixtures("wrong_flip")
+def test_a_budget_out_of_reach_once_a_group_stays_says_why() -> None:
+    model, x = network()
+    with pytest.raises(fxprune.BudgetError, match="stay because the network without them could not be verified"):
+        fxprune.slim(model, None, x, budget=fxprune.Budget(params=0.1))

@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -29,9 +29,26 @@ class Tabled:
 
     constant: float
     entries: tuple[tuple[CostEntry, tuple[int, ...]], ...]
+    _known: dict[tuple[object, ...], float] = field(default_factory=dict)
 
     def of_forms(self, values: Numbers) -> float:
-        return self.constant + sum(entry.at([float(values[f]) for f in own]) for entry, own in self.entries)
+        total = self.constant
+        for index, (entry, own) in enumerate(self.entries):
+            key = (index, *values[list(own)].tolist())
+            cost = self._known.get(key)
+            if cost is None:
+                cost = self._known[key] = entry.at(key[1:])  # type: ignore[arg-type]
+            total += cost
+        return total
+
+    def slope(self, index: int, place: int, values: Numbers) -> float:
+        """How fast one entry's cost grows with the width of one of its axes."""
+        entry, own = self.entries[index]
+        key = ("slope", index, place, *values[list(own)].tolist())
+        slope = self._known.get(key)
+        if slope is None:
+            slope = self._known[key] = _slope(entry, list(key[3:]), place)  # type: ignore[arg-type]
+        return slope
 
 
 Measure = Polynomial | Tabled
@@ -120,10 +137,9 @@ class Landscape:
         for i, limit in enumerate(self.limits):
             slope = np.zeros(len(values))
             if isinstance(limit.measure, Tabled):
-                for entry, own in limit.measure.entries:
-                    widths = [float(values[f]) for f in own]
+                for index, (_, own) in enumerate(limit.measure.entries):
                     for place, form in enumerate(own):
-                        slope[form] += _slope(entry, widths, place)
+                        slope[form] += limit.measure.slope(index, place, values)
             else:
                 coefficients, forms = self._merged[i]
                 for place in range(forms.shape[1]):

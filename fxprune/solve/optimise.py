@@ -31,7 +31,7 @@ Numbers = npt.NDArray[np.float64]
 ENUMERATED = 200_000
 SUBSETS = 64
 WHOLES = 24
-VARIABLES = 900  # boxes times slots that a bound may take
+VARIABLES = 900  # boxes times variables that a bound may take
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +109,8 @@ def bound_on(problem: Problem, whole: Choices, kept: float) -> float:
     slots = choices.land.slots
     if not slots.slots:
         return kept
-    boxes = int(np.clip(VARIABLES // max(len(slots.slots) + len(choices.land.falls), 1), 1, 32))
+    points = sum(e.costs.size for limit in problem.limits if isinstance(limit.measure, Tabled) for e, _ in limit.measure.entries)
+    boxes = int(np.clip(VARIABLES // max(len(slots.slots) + len(choices.land.falls) + points, 1), 1, 32))
     loss, _ = lower_bound(choices, slots.kept - kept, boxes)
     return max(min(slots.kept - loss, slots.kept), kept)
 

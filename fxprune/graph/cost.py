@@ -146,7 +146,7 @@ def matches(glob: str, name: str, module: str) -> bool:
 
 def modules_of_nodes(program: Interpreted) -> dict[str, str]:
     """The module in which each node of the program works."""
-    found = {}
+    found = {} if len(program.captured.graph.nodes) else {name: name.rpartition(".")[0] for name in program.nodes}
     for node in program.captured.graph.nodes:
         stack = node.meta.get("nn_module_stack")
         inner = str(next(reversed(stack))) if stack else ""

@@ -30,9 +30,11 @@ from fxprune.reporting.html import report as report
 from fxprune.reporting.story import story as story
 from fxprune.reporting.summary import summary as summary
 from fxprune.sensitivity import sensitivity as sensitivity
+from fxprune.solve.budget import Budget as Budget
 
 __version__ = "0.1.0"
 __all__ = [
+    "Budget",
     "BudgetError",
     "CaptureError",
     "ChannelGraph",

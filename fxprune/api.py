@@ -23,9 +23,11 @@ from fxprune.record import attach, entered_by, extended, record_of
 from fxprune.score.data import DataScore, on
 from fxprune.score.scores import Score
 from fxprune.score.scores import score as score_groups
+from fxprune.solve.budgeted import check_asked, solve_budget, solve_share
 from fxprune.solve.plans import to_plan
 from fxprune.solve.ranked import ranking
-from fxprune.solve.ratio import solve_ratio
+from fxprune.solve.ratio import Solution, solve_ratio
+from fxprune.solve.scopes import check_scope
 from fxprune.train.readiness import warn_if_large
 from fxprune.verify import Evidence
 
@@ -71,31 +73,42 @@ def plan(
     layout: str = "coupled",
     floor: float = 0.1,
     round_to: int = 1,
+    scope: str = "global",
 ) -> Plan:
-    """Decide which channels go.
+    """Decide which channels go, for a ratio or for a budget.
 
     Args:
         graph: what ``analyze`` returned.
         ratio: share of channels to remove, in [0, 1).
-        budget: not available in this version.
+        budget: a ``Budget``: upper bounds on what remains (parameters, MACs, ...). As much score is kept as they allow.
         layout: "coupled": a channel goes when its whole coupling class goes.
         score: "auto", the name of a score of the weights ("gamma", "magnitude", "l1", ...; ``fxprune.score.NAMED``), "name:normalisation", a callable
             ``(ChannelGroup) -> tensor (channels,)``, or a score that looks at data (``fxprune.score.taylor(loader, loss)``, ...).
         floor: share of each group that stays, at least one channel; 0 allows emptied layers.
         round_to: widths of groups become multiples of this.
+        scope: what is ranked against what: "global", "uniform" (every group loses the same share), "isomorphic" (every class of structurally equal
+            groups does, with one ranking per class).
 
     Raises:
-        BudgetError: a ratio that makes no sense or cannot be reached.
+        BudgetError: a ratio or budget that makes no sense or cannot be reached, both, or neither.
         NothingToPruneError: no channel can go.
     """
-    if budget is not None:
-        raise BudgetError("budget= is not available in this version; use ratio=.", got=budget)
+    check_asked(ratio, budget)
+    check_scope(scope)
     if layout != "coupled":
         raise BudgetError(f"layout must be 'coupled' in this version, got {layout!r}.", expected="coupled", got=layout)
-    if ratio is None:
-        raise BudgetError("ratio is missing: the share of channels to remove, in [0, 1).", expected="[0, 1)", got=ratio)
     scored = score_groups(graph.groups, on(score, graph))
-    solution = solve_ratio(graph, scored, ratio, floor, round_to)
+    if budget is not None:
+        try:
+            solution = solve_budget(graph, scored, budget, floor, round_to, scope)
+        except BudgetError as error:
+            if isinstance(error.nearest, Solution):
+                error.nearest = to_plan(graph, error.nearest, scored.name, layout)
+            raise
+    elif scope == "global":
+        solution = solve_ratio(graph, scored, cast("float", ratio), floor, round_to)
+    else:
+        solution = solve_share(graph, scored, cast("float", ratio), floor, round_to, scope)
     warn_if_large(graph.groups, scored.name, solution.removed, ratio, scored.values)
     return replace(to_plan(graph, solution, scored.name, layout), ranking=ranking(graph, scored, solution.removed))
 
@@ -150,6 +163,7 @@ def slim(
     layout: str = "coupled",
     floor: float = 0.1,
     round_to: int = 1,
+    scope: str = "global",
     keep: Sequence[str] = (),
     absorb: bool = True,
     verify: bool = True,
@@ -157,7 +171,7 @@ def slim(
 ) -> fx.GraphModule:
     """A physically smaller, verified version of ``model``.
 
-    Args: see ``analyze`` (model, example_inputs, keep), ``plan`` (ratio, score, floor, round_to) and ``apply`` (verify).
+    Args: see ``analyze`` (model, example_inputs, keep), ``plan`` (ratio, budget, score, floor, round_to, scope) and ``apply`` (verify).
         strict: raise where a plan cannot be verified. Otherwise the group of channels that is to blame stays, and the plan's notes say so.
 
     Verification compares numbers for models of up to ``VERIFIED_PARAMETERS`` parameters; beyond that the slim graph's shapes and channels
@@ -172,10 +186,11 @@ def slim(
         FxpruneError: one of its subclasses; nothing is returned and the model is unchanged.
     """
     del absorb  # in this version what a removed channel still emits is dropped, as the paper does
+    check_asked(ratio, budget)
     subject = study(model, example_inputs, keep)
 
     def decide(graph: ChannelGraph) -> Plan:
-        return plan(graph, ratio, budget=budget, score=score, layout=layout, floor=floor, round_to=round_to)
+        return plan(graph, ratio, budget=budget, score=score, layout=layout, floor=floor, round_to=round_to, scope=scope)
 
     large = sum(t.numel() for t in subject.graph.tensors.values() if isinstance(t, nn.Parameter)) > VERIFIED_PARAMETERS
     if verify and not large:

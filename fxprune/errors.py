@@ -6,6 +6,8 @@ The same facts are fields of the exception, for programs that read them.
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class FxpruneError(Exception):
     """Base of every error that fxprune raises on purpose.
@@ -38,7 +40,13 @@ class WeightError(FxpruneError, ValueError):
 
 
 class BudgetError(FxpruneError, ValueError):
-    """A ratio or budget that makes no sense or cannot be reached."""
+    """A ratio or budget that makes no sense or cannot be reached.
+
+    Attributes:
+        nearest: the plan that comes nearest to a budget that cannot be reached; None for other errors.
+    """
+
+    nearest: Any = None
 
 
 class NothingToPruneError(BudgetError):

@@ -2,8 +2,8 @@
 
 1. A verification that fails names the first node that differs. The groups that lost channels there are under suspicion; all that
    lost channels are, where that node shows none.
-2. Suspects are tried: a plan is emitted and verified that cuts one half of them and nothing else, until the group is found whose channels make
-   it fail. That group is pinned, with a note, and the plan is made anew.
+2. Suspects are tried: a plan is emitted and verified that cuts one half of them and nothing else (of a budget that one half cannot meet, the
+   nearest plan), until the group is found whose channels make it fail. That group is pinned, with a note, and the plan is made anew.
 3. A captured program that is not the eager one is no matter of channels: that error is raised. So is every error where ``strict`` is asked.
 """
 
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fxprune.errors import UnfaithfulCaptureError, VerificationError
+from fxprune.errors import BudgetError, UnfaithfulCaptureError, VerificationError
 from fxprune.graph.channels import ChannelGraph, ChannelGroup
 from fxprune.pipeline import Decide, Subject, emit_settled, verified
 from fxprune.plan import Plan
@@ -88,7 +88,7 @@ def _blamed(subject: Subject, groups: list[ChannelGroup], decide: Decide, check:
         barred = subject.graph
         if others:
             barred = barred.bar(np.concatenate([g.channels for g in others]), "", "tried without")
-        settled, decided, module = emit_settled(replace(subject, graph=barred), decide, pin=True)
+        settled, decided, module = emit_settled(replace(subject, graph=barred), _nearest(decide), pin=True)
         check(settled, module, decided)
 
     while len(groups) > 1:
@@ -99,6 +99,20 @@ def _blamed(subject: Subject, groups: list[ChannelGroup], decide: Decide, check:
             break
         groups = failing
     return groups
+
+
+def _nearest(decide: Decide) -> Decide:
+    """The same decisions; where what is left to cut cannot meet a budget, the plan that comes nearest."""
+
+    def decided(graph: ChannelGraph) -> Plan:
+        try:
+            return decide(graph)
+        except BudgetError as error:
+            if not isinstance(error.nearest, Plan):
+                raise
+            return error.nearest
+
+    return decided
 
 
 def _pinned(subject: Subject, groups: list[ChannelGroup], error: VerificationError) -> Subject:

@@ -10,6 +10,8 @@
 5. A plan knows nothing of devices, dtypes or weights. ``Plan.from_json(plan.to_json()) == plan``.
 6. ``ranking`` (ranking.py) tells how the scores lay. It travels with the plan and is no part of what the plan is: two plans that keep the same
    for the same reason are equal whatever it says.
+7. ``figures`` of a plan made for a budget: per bound ("macs", "params of 'layer4.*'") the numbers "original", "asked" and "achieved"; under
+   "kept score" what is "achieved" of the "original", the "bound" that no plan of this budget can exceed, and the "gap" between them as a share.
 """
 
 from __future__ import annotations
@@ -45,6 +47,7 @@ class Plan:
         notes: what a user should know about this plan, one sentence each.
         silent: atoms that are kept but read with weight zero (clause 4).
         ranking: how the scores lay (clause 6); empty where nobody said.
+        figures: what a budget asked for and what is left (clause 7).
     """
 
     kept: Kept
@@ -56,6 +59,7 @@ class Plan:
     notes: tuple[str, ...] = field(default=())
     silent: Kept = field(default_factory=dict)
     ranking: Ranking = field(default=(), compare=False, repr=False)
+    figures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
     def empty(self) -> bool:
@@ -98,6 +102,7 @@ class Plan:
 
     def to_data(self) -> dict[str, Any]:
         """What ``to_json`` writes, as dicts, lists and plain values."""
+        figures = {"figures": {name: dict(own) for name, own in self.figures.items()}} if self.figures else {}
         return {
             "format": FORMAT,
             "asked": self.asked,
@@ -116,6 +121,7 @@ class Plan:
                 for dim, rows in dims.items()
             ],
             **({"ranking": [histogram.to_data() for histogram in self.ranking]} if self.ranking else {}),
+            **figures,
         }
 
     def to_json(self, indent: int | None = None) -> str:
@@ -184,7 +190,11 @@ class Plan:
             raise PlanMismatchError(f"layout must be one of {LAYOUTS}, got {layout!r}.", expected=LAYOUTS, got=layout)
         notes = tuple(_typed(note, str) for note in _typed(data["notes"], list))
         ranking = tuple(map(Histogram.from_data, _typed(data.get("ranking", []), list)))
-        return cls(kept, sizes, shares[0], shares[1], _typed(data["score"], str), layout, notes, silent, ranking)
+        figures = {
+            _typed(name, str): {_typed(key, str): float(_typed(value, (int, float))) for key, value in own.items()}
+            for name, own in data.get("figures", {}).items()
+        }
+        return cls(kept, sizes, shares[0], shares[1], _typed(data["score"], str), layout, notes, silent, ranking, figures)
 
 
 def _storage(tensor: Tensor) -> Any:

@@ -193,7 +193,11 @@ class ConcreteTracer(ChannelTracer):
                 return super().trace(root, concrete_args)
         finally:
             table.update(entered)
-            for held in (self.values, self._remembered, self._shadow._modules):  # in cycles, which the garbage collector would have to find
+            for held in (
+                self.values,
+                self._remembered,
+                self._shadow._modules,
+            ):  # in cycles, which the garbage collector would have to find
                 held.clear()
 
     @contextmanager

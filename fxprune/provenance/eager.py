@@ -202,7 +202,9 @@ def interpret_eager(captured: EagerCaptured, inputs: Inputs) -> EagerProgram:
         note = f"not reached by the example inputs, and left as they are: {', '.join(unreached[:3])}{more}"
         captured = replace(captured, notes=(*captured.notes, note))
     hollow = clone(captured.root, to_meta)
-    return EagerProgram(captured, recorder, nodes, roots, hollow, tuple(calls), given, unreached, shadowing.told)
+    return EagerProgram(
+        captured, recorder, nodes, roots, hollow, inputs.on_meta(), tuple(calls), given, unreached, shadowing.told
+    )
 
 
 def _kept(real: Tensor) -> Tensor | None:

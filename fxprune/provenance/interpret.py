@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -37,13 +37,17 @@ OnNode = Callable[[fx.Node, Any], None]
 
 @dataclass(frozen=True, slots=True)
 class Interpreted:
-    """A recorded run: what every node computes (clause 2) and what the ledger took down; ``hollow`` is the root without numbers."""
+    """A recorded run: what every node computes (clause 2) and what the ledger took down.
+
+    ``hollow`` is the root without numbers; ``inputs`` are the example inputs without numbers.
+    """
 
     captured: Captured
     recorder: Recorder
     nodes: Mapping[str, Any]
     roots: Mapping[str, tuple[Ids, ...]]
     hollow: nn.Module
+    inputs: Inputs = field(default_factory=lambda: Inputs((), {}))
 
 
 def interpret(captured: Captured, inputs: Inputs) -> Interpreted:
@@ -74,8 +78,9 @@ def interpret(captured: Captured, inputs: Inputs) -> Interpreted:
     def keep(node: fx.Node, result: Any) -> None:
         nodes[node.name] = as_values(result, tracker)
 
-    run(captured.graph, root, tracker, inputs.on_meta(), keep)
-    return Interpreted(captured, recorder, nodes, roots, root)
+    hollow = inputs.on_meta()
+    run(captured.graph, root, tracker, hollow, keep)
+    return Interpreted(captured, recorder, nodes, roots, root, hollow)
 
 
 def evaluation_clone(root: nn.Module, tensor: Callable[[str, Tensor], Tensor]) -> nn.Module:

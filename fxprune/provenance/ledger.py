@@ -11,6 +11,8 @@
 7. ``block(rows, owner)``: ``owner[i]`` lives as long as one atom of ``rows[i]`` does: what is left of a run of channels after they were
    added up (the scores of an attention head), or the group of a convolution. A block goes as a whole, together with whatever its
    owner is coupled with. ``ALIVE`` as the owner: the operator fixes the number of blocks.
+8. ``product(space)``: a contraction multiplies once per element of this value, whose dimensions are those of both operands and of the result
+   together: what it costs under any plan.
 
 Couplings are gathered raw and closed once (graph/closure.py).
 """
@@ -23,7 +25,7 @@ from typing import Protocol
 
 import numpy as np
 
-from fxprune.provenance.factor import ALIVE, Ids
+from fxprune.provenance.factor import ALIVE, Ids, Value
 
 SINGLE = "a single channel is taken out of a value"
 
@@ -93,6 +95,14 @@ class Floor:
     reason: str
 
 
+@dataclass(frozen=True, slots=True)
+class Product:
+    """One multiply-add per element of ``space``, and the node that makes them (clause 8)."""
+
+    space: Value
+    node: str
+
+
 class Ledger(Protocol):
     """What a transfer function may ask for. ``Recorder`` writes it down; rewrite/arrival.py checks it instead."""
 
@@ -112,6 +122,7 @@ class Ledger(Protocol):
     def reads(self, ids: Ids) -> None: ...
     def writes(self, ids: Ids) -> None: ...
     def missing(self, operator: str, ids: list[Ids]) -> None: ...
+    def product(self, space: Value) -> None: ...
 
 
 @dataclass(slots=True)
@@ -131,6 +142,7 @@ class Recorder:
     unproduced: set[int] = field(default_factory=set)
     readers: list[Ids] = field(default_factory=list)
     writers: list[Ids] = field(default_factory=list)
+    products: list[Product] = field(default_factory=list)
     no_rule: dict[str, list[str]] = field(default_factory=dict)
     interleaved: bool = False
     _count: dict[str, int] = field(default_factory=dict)
@@ -203,6 +215,9 @@ class Recorder:
     def writes(self, ids: Ids) -> None:
         """These atoms are carried out of a contraction or a lookup: what produces them is no reader, whatever contracts them later."""
         self.writers.append(ids.ravel())
+
+    def product(self, space: Value) -> None:
+        self.products.append(Product(space, self.node))
 
     def missing(self, operator: str, ids: list[Ids]) -> None:
         self.no_rule.setdefault(operator, []).append(self.node)

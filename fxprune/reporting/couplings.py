@@ -99,7 +99,9 @@ def places(found: Couplings) -> tuple[tuple[float, float], ...]:
     parts = sorted(networkx.connected_components(graph), key=lambda part: (-len(part), min(part)))
     result: dict[int, tuple[float, float]] = {}
     left = 0.0
-    for part in parts:  # a part by itself would be driven away by the others: parts stand side by side, each as large as it has layers
+    for (
+        part
+    ) in parts:  # a part by itself would be driven away by the others: parts stand side by side, each as large as it has layers
         inner = graph.subgraph(sorted(part))
         size = len(part) ** 0.5
         start = networkx.circular_layout(inner)

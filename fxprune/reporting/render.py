@@ -26,8 +26,11 @@ def plain(summary: Summary) -> str:
 
 
 def rendered(summary: Summary) -> Group:
-    """Head, layers, groups, reasons, operators without a rule, notes."""
-    parts: list[RenderableType] = [Text(_head(summary)), _layers(summary)]
+    """Head, budget, layers, groups, reasons, operators without a rule, notes."""
+    parts: list[RenderableType] = [Text(_head(summary))]
+    if summary.figures:
+        parts.append(_budget(summary))
+    parts.append(_layers(summary))
     if summary.groups:
         parts.append(_groups(summary))
     if summary.reasons:
@@ -42,7 +45,10 @@ def _head(summary: Summary) -> str:
     lines = [f"{summary.model}: {summary.prunable:,} of {summary.channels:,} channels can go (captured by {summary.capture})"]
     if summary.slim:
         before, after = summary.original_parameters, summary.parameters
-        lines.append(f"slim: asked {summary.asked:.1%}, achieved {summary.achieved:.1%}, score {summary.score!r}")
+        if summary.figures:
+            lines.append(f"slim: made for a budget, {summary.achieved:.1%} of the channels went, score {summary.score!r}")
+        else:
+            lines.append(f"slim: asked {summary.asked:.1%}, achieved {summary.achieved:.1%}, score {summary.score!r}")
         lines.append(f"parameters {before:,} -> {after:,} ({after / max(before, 1):.1%})")
     return "\n".join(lines)
 
@@ -71,6 +77,22 @@ def _layers(summary: Summary) -> Table:
     table.add_section()
     table.add_row("total", "", "", f"{summary.parameters:,}", f"{summary.macs:,}")
     return table
+
+
+def _budget(summary: Summary) -> Table:
+    """What was asked for, what is left, and how far the kept score is from the best that any plan could keep."""
+    table = _table("budget", ("bound",), ("original", "at most", "left", "share"), ("gap",))
+    for name, own in summary.figures.items():
+        original, achieved = own["original"], own["achieved"]
+        limit, gap = own.get("asked", own.get("bound", 0.0)), own.get("gap")
+        told = "" if gap is None else f"{gap:.2%} below the best possible, at most"
+        share = f"{achieved / original:.2%}" if original else ""
+        table.add_row(Text(name), *(_number(v) for v in (original, limit, achieved)), share, told)
+    return table
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 or value == int(value) else f"{value:.4g}"
 
 
 def _groups(summary: Summary) -> Table:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -87,6 +87,7 @@ class Summary:
         reasons: why the rest cannot go (clause 4).
         operators_without_rule: operators that pin what they touch, with the nodes that call them.
         slim: the model carries a plan.
+        figures: of a plan made for a budget: what was there, asked for and achieved, by kind (``Plan.figures``).
     """
 
     model: str
@@ -105,6 +106,7 @@ class Summary:
     reasons: tuple[Reason, ...]
     operators_without_rule: tuple[tuple[str, tuple[str, ...]], ...]
     slim: bool
+    figures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return plain(self)
@@ -160,6 +162,7 @@ def summed(graph: ChannelGraph, inputs: Inputs, plan: Plan, *, slim: bool) -> Su
         reasons=_reasons(graph),
         operators_without_rule=tuple((name, tuple(dict.fromkeys(nodes))) for name, nodes in graph.operators_without_rule.items()),
         slim=slim,
+        figures=plan.figures,
     )
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fxprune.errors import RewriteError
-from fxprune.provenance.factor import Ids, Mask
+from fxprune.provenance.factor import Ids, Mask, Value
 from fxprune.provenance.ledger import SINGLE, Axis, Block
 
 
@@ -174,6 +174,9 @@ class Arrival:
 
     def writes(self, ids: Ids) -> None:
         """Known from the analysis."""
+
+    def product(self, space: Value) -> None:
+        """What it costs was known before."""
 
     def missing(self, operator: str, ids: list[Ids]) -> None:
         """What it touches was pinned by the analysis."""

@@ -41,7 +41,11 @@ def _batch_norm(m: Any, given: Shape, predicted: Shape) -> bool:
 def _layer_norm(m: Any, given: Shape, predicted: Shape) -> bool:
     shape = tuple(m.normalized_shape)
     held = (m.weight, m.bias)
-    return given == predicted and given[len(given) - len(shape) :] == shape and all(t is None or tuple(t.shape) == shape for t in held)
+    return (
+        given == predicted
+        and given[len(given) - len(shape) :] == shape
+        and all(t is None or tuple(t.shape) == shape for t in held)
+    )
 
 
 def _elementwise(_: Any, given: Shape, predicted: Shape) -> bool:

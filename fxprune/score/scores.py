@@ -21,6 +21,8 @@ from torch import Tensor
 from fxprune.errors import BudgetError, WeightError
 from fxprune.graph.channels import ChannelGroup, Member
 
+TOTALS = frozenset({"gamma_sum"})  # these add up over a coupled channel's places; others say what it is worth in each
+
 Score = Callable[[ChannelGroup], Tensor]
 
 

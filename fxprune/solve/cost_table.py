@@ -13,9 +13,9 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -44,7 +44,7 @@ class CostEntry:
 
     def __post_init__(self) -> None:
         sizes = tuple(len(grid) for grid in self.widths)
-        ascending = all(a < b for grid in self.widths for a, b in itertools.pairwise(grid))
+        ascending = all(a < b for grid in self.widths for a, b in pairwise(grid))
         if (
             not 1 <= len(self.axes) <= 3
             or len(sizes) != len(self.axes)

@@ -15,8 +15,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -33,13 +33,14 @@ Numbers = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Solution:
-    """Which coupled channels go (a mask over components), and the share that is."""
+    """Which coupled channels go (a mask over components), and the share that is; ``figures`` as in ``Plan``."""
 
     removed: Mask
     asked: float
     achieved: float
     notes: tuple[str, ...] = ()
     silent: tuple[int, ...] = ()
+    figures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 def check_ratio(ratio: float) -> float:
@@ -57,14 +58,12 @@ def check_ratio(ratio: float) -> float:
     return float(ratio)
 
 
-def solve_ratio(graph: ChannelGraph, scored: Scored, ratio: float, floor: float = 0.1, round_to: int = 1) -> Solution:
-    """Clauses 1 to 4.
+def check_options(floor: float, round_to: int) -> None:
+    """A floor in [0, 1] and a positive multiple.
 
     Raises:
-        BudgetError: a ratio outside [0, 1), or one that floors, balances and ``round_to`` do not allow.
-        NothingToPruneError: no channel can go at all.
+        BudgetError: anything else.
     """
-    ratio = check_ratio(ratio)
     share: Any = floor
     if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
         raise BudgetError(
@@ -73,9 +72,20 @@ def solve_ratio(graph: ChannelGraph, scored: Scored, ratio: float, floor: float 
     multiple: Any = round_to
     if not isinstance(multiple, int) or multiple < 1:
         raise BudgetError(f"round_to must be a positive whole number, got {round_to!r}.", got=round_to)
+
+
+def solve_ratio(graph: ChannelGraph, scored: Scored, ratio: float, floor: float = 0.1, round_to: int = 1) -> Solution:
+    """Clauses 1 to 4.
+
+    Raises:
+        BudgetError: a ratio outside [0, 1), or one that floors, balances and ``round_to`` do not allow.
+        NothingToPruneError: no channel can go at all.
+    """
+    ratio = check_ratio(ratio)
+    check_options(floor, round_to)
     groups = graph.groups
     removed = np.zeros(graph.closed.count, np.bool_)
-    weight = _weights(graph)
+    weight = channel_weights(graph)
     total = int(sum(weight[g.channels].sum() for g in groups))
     if not groups:
         raise NothingToPruneError(nothing(graph), got=ratio)
@@ -113,7 +123,7 @@ def nothing(graph: ChannelGraph) -> str:
     return f"no channel of this model can be removed, so there is nothing to prune. {told or 'It has no layers with channels'}."
 
 
-def _weights(graph: ChannelGraph) -> Ids:
+def channel_weights(graph: ChannelGraph) -> Ids:
     """How many channels a component counts for (clause 4)."""
     weight = np.zeros(graph.closed.count, np.int64)
     producers = np.zeros(graph.closed.count, np.int64)
@@ -290,6 +300,19 @@ def _steps(graph: ChannelGraph, value: Numbers, round_to: int) -> tuple[list[Uni
             steps.append(unit)
         units += [Unit(u, chain) for u in _bundled(steps, cells.steps, sum(len(c) for c in cells.cells) // cells.steps, round_to)]
     return units, in_step
+
+
+def ranked_steps(cells: Cells, value: Numbers, alive: Mask) -> tuple[Ids, ...]:
+    """The steps of linked cells that may go, lowest scores first, among the cells that are there; what has an infinite value stays."""
+    there = Cells(tuple(cell for cell in cells.cells if alive[cell].all()), cells.steps)
+    if not there.cells:
+        return ()
+    steps = []
+    for unit in _ranked(there, value):
+        if not np.isfinite(value[unit]).all():
+            break
+        steps.append(unit)
+    return tuple(steps)
 
 
 def _ranked(cells: Cells, value: Numbers) -> list[Ids]:

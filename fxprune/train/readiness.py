@@ -214,15 +214,16 @@ def cut_into(
 
 
 def warn_if_large(
-    groups: Sequence[ChannelGroup], score: str, removed: npt.NDArray[np.bool_], ratio: float, values: Sequence[Tensor]
+    groups: Sequence[ChannelGroup], score: str, removed: npt.NDArray[np.bool_], ratio: float | None, values: Sequence[Tensor]
 ) -> None:
-    """Warn where a cut by gamma removes more than ``LARGE`` of what a group holds (clause 4). ``values``: the scores."""
+    """Warn where a cut by gamma removes more than ``LARGE`` of what a group holds (clause 4). ``values``: the scores; no ``ratio``: a budget."""
     if not score.startswith("gamma"):
         return
     share, name = cut_into(groups, removed, values if score == "gamma" else None)
     if share > LARGE:
+        asked = "that this budget needs" if ratio is None else f"{ratio:g}"
         warnings.warn(
-            f"the ratio {ratio:g} cuts into large scale factors: {share:.0%} of the sum of |gamma| of the channels of {name!r} goes. "
+            f"the ratio {asked} cuts into large scale factors: {share:.0%} of the sum of |gamma| of the channels of {name!r} goes. "
             "Expect a loss that fine-tuning has to mend; or train with fxprune.train.GammaL1 first, or ask for less "
             "(fxprune.train.readiness(model) shows how much is to spare).",
             FxpruneWarning,

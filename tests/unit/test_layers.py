@@ -84,12 +84,7 @@ def test_rooms_beside_the_tower_import_little(path: str) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    [
-        p
-        for p in FILES
-        if room(p) not in ENTRANCES
-        and not p.startswith(ENTRIES)
-    ],
+    [p for p in FILES if room(p) not in ENTRANCES and not p.startswith(ENTRIES)],
 )
 def test_nothing_below_imports_the_entry_points(path: str) -> None:
     assert not rooms(path) & {"api", "pipeline", "reporting", "demo", "cli", "__init__"}

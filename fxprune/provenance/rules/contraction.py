@@ -13,6 +13,8 @@
 6. Depthwise (one input channel per block, not only one that is left): the input channel and its outputs live and die together. With
    several outputs per input at least two inputs stay: a convolution with one group would be another kind of layer, with other couplings, in
    a second round.
+7. Every contraction writes down its *index space*, one element per multiply-add (ledger.py, clause 8): a matrix product's is spanned by all
+   its labels; a convolution's by batch, groups, outputs and inputs of a group, the positions of its window, and the window.
 """
 
 from __future__ import annotations
@@ -93,29 +95,41 @@ def _batches(t: Tracker, sides: list[list[Ids]], batch: list[int], inner: list[i
     return [] if owner is None or not all(ends for _, ends in thick) else [owner]
 
 
+def multiply(t: Tracker, a: Value, a_labels: str, b: Value, b_labels: str, out: str) -> list[Ids]:
+    """``contract``, and clause 7."""
+    labels = "".join(dict.fromkeys(a_labels + b_labels))
+    sizes = dict(zip(a_labels + b_labels, a.shape + b.shape, strict=True))
+    factors = []
+    for value, own in ((a, a_labels), (b, b_labels)):
+        places = [labels.index(x) for x in own]
+        factors += [move_to(ids, range(len(own)), places, len(labels)) for ids in value.factors]
+    t.ledger.product(Value(tuple(sizes[x] for x in labels), tuple(factors)))
+    return contract(t, a, a_labels, b, b_labels, out)
+
+
 def mm(t: Tracker, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
     a, b = args
-    factors = contract(t, t.value(a), "ik", t.value(b), "kj", "ij")
+    factors = multiply(t, t.value(a), "ik", t.value(b), "kj", "ij")
     return t.new((a.shape[0], b.shape[1]), a, factors)
 
 
 def addmm(t: Tracker, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
     bias, a, b = args
     shape = (a.shape[0], b.shape[1])
-    product = Value(shape, tuple(contract(t, t.value(a), "ik", t.value(b), "kj", "ij")))
+    product = Value(shape, tuple(multiply(t, t.value(a), "ik", t.value(b), "kj", "ij")))
     return t.new(shape, a, t.merge(shape, [product, t.value(bias)]))
 
 
 def bmm(t: Tracker, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
     a, b = args
-    factors = contract(t, t.value(a), "bik", t.value(b), "bkj", "bij")
+    factors = multiply(t, t.value(a), "bik", t.value(b), "bkj", "bij")
     return t.new((a.shape[0], a.shape[1], b.shape[2]), a, factors)
 
 
 def baddbmm(t: Tracker, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Tensor:
     bias, a, b = args
     shape = (a.shape[0], a.shape[1], b.shape[2])
-    product = Value(shape, tuple(contract(t, t.value(a), "bik", t.value(b), "bkj", "bij")))
+    product = Value(shape, tuple(multiply(t, t.value(a), "bik", t.value(b), "bkj", "bij")))
     return t.new(shape, a, t.merge(shape, [product, t.value(bias)]))
 
 
@@ -133,7 +147,7 @@ def linear(t: Tracker, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -
     x, weight = args[0], args[1]
     lead = "abcdefgh"[: x.dim() - 1]
     shape = (*x.shape[:-1], weight.shape[0])
-    factors = contract(t, t.value(x), lead + "k", t.value(weight), "jk", lead + "j")
+    factors = multiply(t, t.value(x), lead + "k", t.value(weight), "jk", lead + "j")
     bias = args[2] if len(args) > 2 else kwargs.get("bias")
     if bias is not None:
         factors = t.merge(shape, [Value(shape, tuple(factors)), t.value(bias)])
@@ -161,12 +175,29 @@ def convolution(t: Tracker, func: Any, args: Sequence[Any], kwargs: dict[str, An
     source, target = _weight_factors(t, t.value(weight), transposed, groups)
     factors = carried
     out = _blocks(t, channel, source, target, groups, x.shape[1], out_channels)
+    seen = x.shape[2:] if transposed else shape[2:]
+    _index_space(
+        t, (x.shape[0], groups, out_channels // groups, x.shape[1] // groups, *seen, *weight.shape[2:]), carried, source, target
+    )
     if out is not None:
         factors = [*factors, along(out, 1, len(shape))]
     if bias is not None:
         aligned = Value((1, out_channels) + (1,) * spatial, tuple(along(ids, 1, len(shape)) for ids in t.value(bias).factors))
         factors = t.merge(shape, [Value(tuple(shape), tuple(factors)), aligned])
     return t.new(shape, x, factors)
+
+
+def _index_space(t: Tracker, sizes: tuple[int, ...], carried: list[Ids], source: Ids | None, target: Ids | None) -> None:
+    """Clause 7."""
+    groups, per_out = sizes[1:3]
+    spatial = (len(sizes) - 4) // 2
+    inner = (1,) * (2 * spatial)
+    factors = [ids.reshape(ids.shape[0], 1, 1, 1, *ids.shape[2:], *(1,) * spatial) for ids in carried]
+    if target is not None:
+        factors.append(target.reshape(1, groups, per_out, 1, *inner))
+    if source is not None and source.size > 1:
+        factors.append(source.reshape(1, -1, 1, source.shape[-1], *inner))
+    t.ledger.product(Value(sizes, tuple(factors)))
 
 
 def _pick(values: Sequence[int], i: int) -> int:

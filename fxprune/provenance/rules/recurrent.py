@@ -10,6 +10,7 @@
 5. A projection stays narrower than the hidden state, or PyTorch would not see that there is one: more units stay than there were
    projected channels.
 6. Time steps and sequences (the batch) cannot go.
+7. Every step of every sequence multiplies once with each element of every weight matrix.
 """
 
 from __future__ import annotations
@@ -64,6 +65,8 @@ def run(t: Tracker, x: Tensor, states: Sequence[Tensor], batch: int | None, laye
         for direction in range(layers.directions):
             index = layer * layers.directions + direction
             _read(t, value, layers.weights(index)[0], layers.lead)
+            for weight in layers.weights(index):
+                _steps(t, x, weight)
             unit, out = _layer(t, layers, index, hidden)
             if layers.projection(index) is None:
                 for state in states:
@@ -107,6 +110,13 @@ def _read(t: Tracker, value: Value, weight: Tensor, lead: str) -> None:
     for ids in contract(t, value, lead + "k", t.value(weight), "jk", lead + "j"):
         if ids.shape[-1] == 1:
             t.ledger.pin(ids, STEPS)
+
+
+def _steps(t: Tracker, x: Tensor, weight: Tensor) -> None:
+    """Clause 7."""
+    if weight.dim() == 2:
+        own = tuple(ids[None] for ids in t.value(weight).factors)
+        t.ledger.product(Value((x.numel() // max(x.shape[-1], 1), *weight.shape), own))
 
 
 def _layer(t: Tracker, layers: Layers, index: int, hidden: int) -> tuple[Ids | None, Ids | None]:

@@ -110,3 +110,19 @@ def test_an_eager_module_keeps_what_cannot_be_verified() -> None:
     assert slim.first.out_channels < 12
     assert slim.third.out_channels < 16
     assert sum("could not be verified" in note for note in fxprune.plan_of(slim).notes) == 1
+
+
+@pytest.mark.usefixtures("wrong_flip")
+def test_a_budget_holds_though_a_group_stays() -> None:
+    model, x = network()
+    slim = fxprune.slim(model, None, x, budget=fxprune.Budget(params=0.75))
+    figures = fxprune.plan_of(slim).figures["params"]
+    assert sum(p.numel() for p in slim.parameters()) == figures["achieved"] <= figures["asked"]
+    assert any("could not be verified" in note for note in fxprune.plan_of(slim).notes)
+
+
+@pytest.mark.usefixtures("wrong_flip")
+def test_a_budget_out_of_reach_once_a_group_stays_says_why() -> None:
+    model, x = network()
+    with pytest.raises(fxprune.BudgetError, match="stay because the network without them could not be verified"):
+        fxprune.slim(model, None, x, budget=fxprune.Budget(params=0.1))

@@ -1,0 +1,133 @@
+"""Budgets: asked, achieved, gap to the bound, seconds.
+
+    python benchmarks/budgets.py                                   # all networks, all budgets: about five minutes on one core
+    python benchmarks/budgets.py --networks resnet50 --json out.json
+
+Each network (random weights, scale factors uniform in [0.1, 2], one example image) is planned for each budget and slimmed. *Achieved* is
+counted on the slim model, by its parameters and by ``torch.utils.flop_counter`` while it runs on meta tensors, and has to be what the plan
+foresaw, to the last unit; bytes of activations are the plan's. *Kept* is the share of the score that stays, *at most* what no plan for this
+budget can exceed, *uniform* what the best plan with equal shares everywhere keeps. Seconds are CPU time of ``plan`` with one thread, without
+capture and analysis.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from machine import facts, line
+from networks import randomise, torchvision_network
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import fxprune
+from fxprune import Budget, BudgetError, zoo
+
+NETWORKS = ("resnet50", "densenet121", "mobilenet_v2", "efficientnet_b0", "vgg16_bn", "vit_b_16", "resnet164")
+MORE = ("densenet201", "mobilenet_v3_large")
+BUDGETS: tuple[dict[str, Any], ...] = (
+    {"macs": 0.5},
+    {"macs": 0.25},
+    {"params": 0.5},
+    {"params": 0.25},
+    {"activation_bytes": 0.5},
+    {"macs": 0.5, "params": 0.4, "activation_bytes": 0.8},
+)
+
+
+def network(name: str) -> tuple[nn.Module, Tensor]:
+    """A network of the list in eval mode, and an image."""
+    torch.manual_seed(0)
+    if name == "resnet164":
+        return randomise(zoo.resnet164(num_classes=10)), torch.randn(1, 3, 32, 32)
+    return torchvision_network(name)
+
+
+def counted(slim: nn.Module, image: Tensor) -> dict[str, int]:
+    """Parameters and MACs of a model, counted on it."""
+    hollow = copy.deepcopy(slim).to("meta")
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        hollow(image.to("meta"))
+    return {"params": sum(p.numel() for p in slim.parameters()), "macs": counter.get_total_flops() // 2}
+
+
+def row(name: str, model: nn.Module, image: Tensor, graph: fxprune.ChannelGraph, amounts: dict[str, Any]) -> dict[str, Any]:
+    """One measurement."""
+    start = time.process_time()
+    try:
+        plan = fxprune.plan(graph, budget=Budget(**amounts))
+    except BudgetError as error:
+        return {"network": name, "budget": amounts, "refused": str(error), "least": error.expected}
+    seconds = time.process_time() - start
+    exact = counted(fxprune.apply(model, plan, image, verify=False), image)
+    figures = plan.figures
+    for kind, number in exact.items():
+        if kind in figures and figures[kind]["achieved"] != number:
+            raise AssertionError(
+                f"{name}, {amounts}: the plan foresaw {figures[kind]['achieved']} {kind}, the model has {number}"
+            )
+    try:
+        even = fxprune.plan(graph, budget=Budget(**amounts), scope="uniform").figures["kept score"]
+        uniform = even["achieved"] / even["original"]
+    except BudgetError:
+        uniform = float("nan")
+    score = figures["kept score"]
+    return {
+        "network": name,
+        "budget": amounts,
+        "achieved": {kind: own["achieved"] / own["original"] for kind, own in figures.items() if kind != "kept score"},
+        "numbers": {kind: own["achieved"] for kind, own in figures.items() if kind != "kept score"},
+        "kept": score["achieved"] / score["original"],
+        "bound": score["bound"] / score["original"],
+        "gap": score["gap"],
+        "uniform": uniform,
+        "seconds": seconds,
+    }
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """The measurements as Markdown."""
+    lines = [
+        "| network | asked | achieved | kept | at most | gap | uniform keeps | seconds |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for own in rows:
+        asked = ", ".join(f"{kind} {share:.0%}" for kind, share in own["budget"].items())
+        if "refused" in own:
+            lines.append(f"| {own['network']} | {asked} | refused: {own['refused'].split('. ')[0]} | | | | | |")
+            continue
+        achieved = ", ".join(f"{share:.2%}" for share in own["achieved"].values())
+        numbers = f"{own['kept']:.2%} | {own['bound']:.2%} | {own['gap']:.2%} | {own['uniform']:.1%} | {own['seconds']:.2f}"
+        lines.append(f"| {own['network']} | {asked} | {achieved} | {numbers} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run what the command line says."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", nargs="*", default=[*NETWORKS, *MORE])
+    parser.add_argument("--json", type=Path, help="write the measurements to this file")
+    options = parser.parse_args()
+    warnings.simplefilter("ignore", fxprune.FxpruneWarning)
+    torch.set_num_threads(1)
+    rows = []
+    for name in options.networks:
+        model, image = network(name)
+        graph = fxprune.analyze(model, image)
+        for amounts in BUDGETS:
+            rows.append(row(name, model, image, graph, amounts))
+            print(table(rows[-1:]).splitlines()[-1], flush=True)
+    print(f"\n{line()}\n\n{table(rows)}")
+    if options.json:
+        options.json.write_text(json.dumps({"machine": facts(), "rows": rows}, indent=2), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

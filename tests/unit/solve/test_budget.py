@@ -1,0 +1,284 @@
+"""Budgets as people write them: amounts, globs, floors, errors in words, scopes, tables of measured costs."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fxprune
+from fxprune import Budget, BudgetError
+from fxprune.solve import optimise as solver
+from fxprune.solve.budget import amount
+from fxprune.solve.cost_table import CostEntry, MeasuredCosts
+from tests.property.test_cost import counted
+from tests.unit.api.nets import seeded
+
+
+class Two(nn.Module):
+    """Two stages of equal structure, with batch norms."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU())
+        self.one = nn.Sequential(nn.Conv2d(16, 24, 3, padding=1), nn.BatchNorm2d(24), nn.ReLU())
+        self.two = nn.Sequential(nn.Conv2d(24, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU())
+        self.head = nn.Linear(32, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.two(self.one(self.stem(x))).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+def network() -> tuple[nn.Module, tuple[Tensor]]:
+    model = seeded(Two()).eval()
+    torch.manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.1, 1)
+    return model, (torch.randn(2, 3, 8, 8, dtype=torch.float64),)
+
+
+def widths(plan: fxprune.Plan) -> list[int]:
+    return [len(plan.kept[f"{name}.0.weight"][0]) for name in ("stem", "one", "two")]
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "value", "share"),
+    [
+        ("macs", 0.5, 0.5, True),
+        ("macs", "50%", 0.5, True),
+        ("macs", 1.0, 1.0, True),
+        ("params", 2_000_000, 2e6, False),
+        ("params", "2M", 2e6, False),
+        ("params", "50", 50, False),
+        ("macs", "1.8G", 1.8e9, False),
+        ("macs", 2e9, 2e9, False),
+        ("activation_bytes", "10MB", 1e7, False),
+        ("activation_bytes", "1MiB", 2**20, False),
+        ("latency", "12ms", 0.012, False),
+        ("latency", "800us", 0.0008, False),
+        ("latency", 0.5, 0.5, True),
+    ],
+)
+def test_amounts(kind: str, given: Any, value: float, share: bool) -> None:
+    found = amount(kind, given)
+    assert (found.value, found.share) == (pytest.approx(value), share)
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({}, "bounds nothing"),
+        ({"macs": 50}, r"Did you mean 0\.5\?"),
+        ({"macs": 40.0}, r"Did you mean 0\.4\?"),
+        ({"macs": -1}, "what REMAINS"),
+        ({"macs": 0}, "what REMAINS"),
+        ({"macs": float("nan")}, "what REMAINS"),
+        ({"macs": True}, "got True"),
+        ({"macs": "fast"}, "got 'fast'"),
+        ({"macs": "150%"}, "got '150%'"),
+        ({"params": "10MB"}, "Units of params"),
+        ({"latency": 120}, "without a unit"),
+        ({"latency": "12"}, "Units of latency: s, ms"),
+        ({"bounds": {"layer1": {"width": 3}}}, r"bounds\['layer1'\] must be a dict"),
+        ({"macs": 0.5, "floors": {"layer1": 2}}, r"floors\['layer1'\]"),
+        ({"macs": 0.5, "table": 3}, "table must have"),
+    ],
+)
+def test_what_makes_no_sense(fields: dict[str, Any], says: str) -> None:
+    with pytest.raises(BudgetError, match=says):
+        Budget(**fields)
+
+
+def test_a_budget_is_a_value() -> None:
+    budget = Budget(macs=0.5, params="2M", floors={"stem": 0.5})
+    assert budget == Budget(macs=0.5, params="2M", floors={"stem": 0.5}) != Budget(macs=0.5)
+    assert pickle.loads(pickle.dumps(budget)) == budget  # noqa: S301 - our own bytes
+    assert repr(budget) == "Budget(params='2M', macs=0.5, floors={'stem': 0.5})"
+
+
+@pytest.mark.parametrize("amounts", [{"macs": 0.5}, {"params": 0.4}, {"activation_bytes": 0.6}, {"macs": 0.6, "params": "4k"}])
+def test_a_budget_is_met_and_used(amounts: dict[str, Any]) -> None:
+    model, inputs = network()
+    slim = fxprune.slim(model, None, inputs, budget=Budget(**amounts))
+    figures, costs = fxprune.plan_of(slim).figures, counted(slim, inputs, model)
+    assert all(figures[kind]["achieved"] == costs[kind] <= figures[kind]["asked"] for kind in amounts)
+    assert max(figures[kind]["achieved"] / figures[kind]["asked"] for kind in amounts) > 0.98
+    assert figures["kept score"]["gap"] < 0.02
+    assert "budget" in str(fxprune.summary(slim, inputs))
+    assert any("no plan for this budget keeps more" in note for note in fxprune.plan_of(slim).notes)
+
+
+def test_parts_have_bounds_and_floors_of_their_own() -> None:
+    model, inputs = network()
+    graph = fxprune.analyze(model, inputs)
+    free = fxprune.plan(graph, budget=Budget(macs=0.6))
+    bound = fxprune.plan(graph, budget=Budget(macs=0.6, bounds={"two": {"params": 0.2}}))
+    assert bound.figures["params of 'two'"]["original"] == 32 * (24 * 9 + 1 + 2)
+    assert (
+        bound.figures["params of 'two'"]["achieved"] <= 0.2 * 32 * (24 * 9 + 1 + 2) < bound.figures["params of 'two'"]["original"]
+    )
+    assert widths(bound) != widths(free)
+    held = fxprune.plan(graph, budget=Budget(macs=0.3, floors={"one*": 1.0}))
+    assert widths(held)[1] == 24
+    with pytest.raises(BudgetError, match=r"floors: 'tow' matches no group"):
+        fxprune.plan(graph, budget=Budget(macs=0.3, floors={"tow": 1.0}))
+    with pytest.raises(BudgetError, match=r"bounds: 'tow' matches nothing that has macs"):
+        fxprune.plan(graph, budget=Budget(bounds={"tow": {"macs": 0.5}}))
+
+
+def test_what_cannot_be_met_says_what_binds_and_the_least_possible() -> None:
+    model, inputs = network()
+    graph = fxprune.analyze(model, inputs)
+    with pytest.raises(BudgetError, match=r"floor=0\.5 binds") as caught:
+        fxprune.plan(graph, budget=Budget(macs=0.1), floor=0.5)
+    nearest = caught.value.nearest
+    assert widths(nearest) == [8, 12, 16]
+    assert nearest.figures["macs"]["achieved"] == caught.value.expected > caught.value.got  # type: ignore[operator]
+    with pytest.raises(BudgetError, match="round_to=16 binds"):
+        fxprune.plan(graph, budget=Budget(macs=0.1), floor=0, round_to=16)
+    with pytest.raises(BudgetError, match="model output keeps its shape"):
+        fxprune.plan(graph, budget=Budget(params=0.001), floor=0)
+
+
+def test_ratio_or_budget_but_one_of_them() -> None:
+    model, inputs = network()
+    with pytest.raises(BudgetError, match="not both"):
+        fxprune.slim(model, 0.5, inputs, budget=Budget(macs=0.5))
+    with pytest.raises(BudgetError, match="ratio is missing"):
+        fxprune.slim(model, None, inputs)
+    with pytest.raises(BudgetError, match=r"must be a fxprune\.Budget"):
+        fxprune.slim(model, None, inputs, budget=0.5)
+
+
+def test_a_budget_that_is_met_already_changes_nothing_and_says_so() -> None:
+    model, inputs = network()
+    plan = fxprune.plan(fxprune.analyze(model, inputs), budget=Budget(params="1G"))
+    assert plan.empty
+    assert "nothing goes" in plan.notes[0]
+
+
+@pytest.mark.parametrize("asked", [{"ratio": 0.5}, {"budget": Budget(macs=0.4)}])
+def test_scopes(asked: dict[str, Any]) -> None:
+    model, inputs = network()
+    graph = fxprune.analyze(model, inputs)
+    nn.init.constant_(model.one[1].weight, 0.01)  # type: ignore[index, arg-type]
+    shares = {
+        scope: [1 - w / n for w, n in zip(widths(fxprune.plan(graph, **asked, scope=scope)), (16, 24, 32), strict=True)]
+        for scope in ("global", "uniform", "isomorphic")
+    }
+    assert max(shares["uniform"]) - min(shares["uniform"]) < 0.08
+    assert shares["global"][1] > 0.6
+    assert shares["isomorphic"][1] > shares["uniform"][1]  # stem and one are ranked together
+    with pytest.raises(BudgetError, match="scope must be one of"):
+        fxprune.plan(graph, **asked, scope="local")
+
+
+def test_isomorphic_groups_are_ranked_among_themselves() -> None:
+    model, inputs = network()
+    graph = fxprune.analyze(model, inputs)
+    nn.init.constant_(model.two[1].weight, 0.01)  # type: ignore[index, arg-type]
+    plan = fxprune.plan(graph, 0.5, scope="isomorphic")
+    # stem and one are read by convolutions and are ranked together; two is read by a linear layer and loses half of its own
+    assert widths(plan)[2] == 16
+    assert sum(widths(plan)[:2]) == 20
+
+
+def table(factor: float = 1.0) -> MeasuredCosts:
+    """Costs that fall in steps of eight channels, as vector units do."""
+    grid = tuple(range(1, 25))
+    cost = np.ceil(np.array(grid) / 8)[:, None] * np.ceil(np.arange(1, 17) / 8)[None, :] * factor
+    one = CostEntry("one", (("one.0.weight", 0), ("one.0.weight", 1)), (grid, tuple(range(1, 17))), cost)
+    two = CostEntry("two", (("two.0.weight", 0),), ((8, 16, 32),), np.array([1.0, 2.0, 4.0]) * factor)
+    return MeasuredCosts(0.5 * factor, (one, two))
+
+
+def test_latency_by_a_table() -> None:
+    model, inputs = network()
+    graph = fxprune.analyze(model, inputs)
+    plan = fxprune.plan(graph, budget=Budget(latency=0.7, table=table(1e-3)))
+    figures = plan.figures["latency"]
+    assert figures["original"] == pytest.approx((0.5 + 3 * 2 + 4) * 1e-3)
+    assert figures["achieved"] <= 0.7 * figures["original"]
+    stem, one, two = widths(plan)
+    predicted = 0.5 + np.ceil(one / 8) * np.ceil(stem / 8) + np.interp(two, [8, 16, 32], [1, 2, 4])
+    assert figures["achieved"] == pytest.approx(predicted * 1e-3)
+    assert plan.figures["kept score"]["gap"] < 0.1
+    both = fxprune.plan(graph, budget=Budget(latency="9ms", macs=0.5, table=table(1e-3)))
+    assert both.figures["latency"]["achieved"] <= 9e-3
+    assert both.figures["macs"]["achieved"] <= both.figures["macs"]["asked"]
+
+
+def test_latency_without_a_table_or_with_that_of_another_model() -> None:
+    model, inputs = network()
+    graph = fxprune.analyze(model, inputs)
+    with pytest.raises(BudgetError, match="needs measurements"):
+        fxprune.plan(graph, budget=Budget(latency="1ms"))
+    other = MeasuredCosts(0.0, (CostEntry("x", (("one.0.weight", 0),), ((8, 20),), np.array([1.0, 2.0])),))
+    with pytest.raises(BudgetError, match="does not belong to this model"):
+        fxprune.plan(graph, budget=Budget(latency=0.5, table=other))
+    with pytest.raises(BudgetError, match="ascending grid"):
+        CostEntry("x", (("w", 0),), ((8, 8),), np.array([1.0, 2.0]))
+
+
+def test_budgets_survive_saving(tmp_path: Any) -> None:
+    model, inputs = network()
+    slim = fxprune.slim(model, None, inputs, budget=Budget(macs=0.5))
+    fxprune.save(slim, tmp_path / "slim.safetensors")
+    assert fxprune.plan_of(fxprune.load(Two(), tmp_path / "slim.safetensors")).figures == fxprune.plan_of(slim).figures
+
+
+class Decides(nn.Module):
+    """What no tracer takes: Python decides upon numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 24, 3), nn.Linear(24, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x).relu()
+        if x.sum() > 0:
+            x = x * 2
+        return self.c(self.b(x).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+def test_eager_modules_meet_budgets() -> None:
+    model, x = Decides().eval(), torch.randn(2, 3, 9, 9)
+    slim = fxprune.slim(model, None, x, budget=Budget(macs=0.5, bounds={"b": {"macs": 0.3}}))
+    figures = fxprune.plan_of(slim).figures
+    assert isinstance(slim, Decides)
+    assert fxprune.summary(slim, x).macs == figures["macs"]["achieved"] <= figures["macs"]["asked"]
+    assert figures["macs of 'b'"]["achieved"] == 2 * 25 * 9 * slim.a.out_channels * slim.b.out_channels
+    with pytest.raises(BudgetError, match="without a graph"):
+        fxprune.slim(model, None, x, budget=Budget(activation_bytes=0.5))
+
+
+class Attends(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.i, self.o = nn.Linear(10, 32), nn.Linear(32, 3)
+        self.att = nn.MultiheadAttention(32, 4, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.i(x)
+        return self.o(x + self.att(x, x, x, need_weights=False)[0])  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("enumerated", [True, False])
+def test_heads_that_do_little_go_whole(enumerated: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not enumerated:
+        monkeypatch.setattr(solver, "_enumerated", lambda _: None)
+    torch.manual_seed(0)
+    model, x = Attends().eval(), torch.randn(2, 6, 10)
+    with torch.no_grad():
+        model.att.in_proj_weight.view(3, 4, 8, 32)[:, [1, 3]] *= 0.01
+        model.att.out_proj.weight.view(32, 4, 8)[:, [1, 3]] *= 0.01
+    slim = fxprune.slim(model, None, x, budget=Budget(params=0.5))
+    plan = fxprune.plan_of(slim)
+    assert sum(p.numel() for p in slim.parameters()) == plan.figures["params"]["achieved"] <= plan.figures["params"]["asked"]
+    assert {row % 32 // 8 for row in plan.kept["att.in_proj_weight"][0]} == {0, 2}
+    assert plan.figures["kept score"]["achieved"] <= plan.figures["kept score"]["bound"]

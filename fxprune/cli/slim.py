@@ -74,7 +74,7 @@ def slim(
     import fxprune
 
     chosen = {name: value for name, value in bounds.items() if value is not None}
-    budget = fxprune.Budget(**{n: _bound(n, v) for n, v in chosen.items()}) if chosen else None  # type: ignore[attr-defined]
+    budget = fxprune.Budget(**{n: _bound(n, v) for n, v in chosen.items()}) if chosen else None
     if ratio is None and budget is None:
         raise typer.BadParameter(f"say how much is to go: --ratio{''.join(f', --{n}' for n in bounds)}.")
     with busy(f"building {model}"):

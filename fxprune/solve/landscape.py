@@ -37,7 +37,7 @@ class Tabled:
             key = (index, *values[list(own)].tolist())
             cost = self._known.get(key)
             if cost is None:
-                cost = self._known[key] = entry.at(key[1:])  # type: ignore[arg-type]
+                cost = self._known[key] = entry.at(key[1:])
             total += cost
         return total
 
@@ -47,7 +47,7 @@ class Tabled:
         key = ("slope", index, place, *values[list(own)].tolist())
         slope = self._known.get(key)
         if slope is None:
-            slope = self._known[key] = _slope(entry, list(key[3:]), place)  # type: ignore[arg-type]
+            slope = self._known[key] = _slope(entry, list(key[3:]), place)
         return slope
 
 

@@ -25,9 +25,8 @@ def to_plan(graph: ChannelGraph, solution: Solution, score: str, layout: str = "
         kept.setdefault(axis.name, {})[axis.dim] = rows
         sizes.setdefault(axis.name, {})[axis.dim] = axis.size
     notes = (*graph.notes, *solution.notes)
-    return Plan(
-        kept, sizes, solution.asked, solution.achieved, score, layout, notes, _silent(graph, solution.silent), solution.figures
-    )
+    silent = _silent(graph, solution.silent)
+    return Plan(kept, sizes, solution.asked, solution.achieved, score, layout, notes, silent, figures=solution.figures)
 
 
 def _silent(graph: ChannelGraph, channels: tuple[int, ...]) -> dict[str, dict[int, tuple[int, ...]]]:

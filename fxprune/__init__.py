@@ -1,5 +1,6 @@
 """fxprune: a channel-pruning compiler for PyTorch."""
 
+from fxprune.api import absorption_of as absorption_of
 from fxprune.api import analyze as analyze
 from fxprune.api import apply as apply
 from fxprune.api import plan as plan
@@ -18,6 +19,7 @@ from fxprune.errors import PlanMismatchError as PlanMismatchError
 from fxprune.errors import RewriteError as RewriteError
 from fxprune.errors import VerificationError as VerificationError
 from fxprune.errors import WeightError as WeightError
+from fxprune.folds import Absorption as Absorption
 from fxprune.graph.channels import ChannelGraph as ChannelGraph
 from fxprune.graph.channels import ChannelGroup as ChannelGroup
 from fxprune.io.diff import diff as diff
@@ -28,6 +30,7 @@ from fxprune.report.summary import summary as summary
 
 __version__ = "0.1.0"
 __all__ = [
+    "Absorption",
     "BudgetError",
     "CaptureError",
     "ChannelGraph",
@@ -43,6 +46,7 @@ __all__ = [
     "RewriteError",
     "VerificationError",
     "WeightError",
+    "absorption_of",
     "analyze",
     "apply",
     "diff",

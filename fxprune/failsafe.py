@@ -17,34 +17,45 @@ import torch
 from torch import nn
 
 from fxprune.errors import UnfaithfulCaptureError, VerificationError
+from fxprune.folds import Absorption
 from fxprune.graph.channels import ChannelGraph, ChannelGroup
 from fxprune.pipeline import Decide, Subject, emit_settled, verified
 from fxprune.plan import Plan
 from fxprune.provenance.factor import Ids, Value
 from fxprune.solve.plans import removed_channels
+from fxprune.verify import Evidence
 
 ROUNDS = 16
 
-Proved = tuple[Subject, Plan, nn.Module]
-Check = Callable[[Subject, nn.Module, Plan], object]
+Proved = tuple[Subject, Plan, nn.Module, Absorption]
+Check = Callable[[Subject, nn.Module, Plan, Absorption], Evidence]
+Finish = Callable[[Subject, Plan, nn.Module], tuple[Plan, Absorption]]
 
 
-def emit_verified(subject: Subject, decide: Decide, *, strict: bool, check: Check = verified) -> Proved:
-    """A slim module that was verified (clauses 1 to 3).
+def dropped(_subject: Subject, plan: Plan, _module: nn.Module) -> tuple[Plan, Absorption]:
+    """What removed channels emit is dropped: nothing to be finished."""
+    return plan, Absorption()
+
+
+def emit_verified(
+    subject: Subject, decide: Decide, *, strict: bool, check: Check = verified, finish: Finish = dropped
+) -> Proved:
+    """A slim module that was verified (clauses 1 to 3), after ``finish`` has put the constants of removed channels into it.
 
     Raises:
         VerificationError: in strict mode, or where no group can be found whose channels are to blame.
     """
     for _ in range(ROUNDS):
         settled, decided, module = emit_settled(subject, decide, pin=True)
+        decided, absorption = finish(settled, decided, module)
         try:
-            check(settled, module, decided)
+            evidence = check(settled, module, decided, absorption)
         except VerificationError as error:
             if strict or isinstance(error, UnfaithfulCaptureError):
                 raise
             subject = _without_blame(settled, decided, decide, check, error)
         else:
-            return settled, decided, module
+            return settled, decided, module, replace(absorption, difference=evidence.difference)
     raise VerificationError(f"no plan could be verified in {ROUNDS} rounds; please report this model.")
 
 
@@ -88,7 +99,7 @@ def _blamed(subject: Subject, groups: list[ChannelGroup], decide: Decide, check:
         if others:
             barred = barred.bar(np.concatenate([g.channels for g in others]), "", "tried without")
         settled, decided, module = emit_settled(replace(subject, graph=barred), decide, pin=True)
-        check(settled, module, decided)
+        check(settled, module, decided, Absorption())
 
     while len(groups) > 1:
         half = len(groups) // 2

@@ -5,18 +5,20 @@
 2. Plans of successive rounds compose: ``plan`` is in the coordinates of the first original. ``rounds`` are the plans as they were
    applied, each in the coordinates of the model before it; the last one's model is the slim module.
 3. ``origin`` is that of the first original.
+4. ``absorption``: what was folded into readers, of all rounds, in the coordinates of the first original.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import fx, nn
 
 from fxprune.capture.inputs import Inputs
 from fxprune.capture.signature import signature
+from fxprune.folds import Absorption, Addition, composed
 from fxprune.graph.channels import ChannelGraph
 from fxprune.origin import Origin, origin
 from fxprune.plan import Plan
@@ -65,12 +67,13 @@ def _known(origin: Origin) -> Origin:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """Clauses 2 and 3, and the functions that were entered when the model before the last round was captured."""
+    """Clauses 2 to 4, and the functions that were entered when the model before the last round was captured."""
 
     plan: Plan
     rounds: tuple[Plan, ...]
     source: Origin | Later
     entered: frozenset[Function] = frozenset()
+    absorption: Absorption = field(default_factory=Absorption)
 
     @property
     def origin(self) -> Origin:
@@ -81,14 +84,23 @@ class Record:
         return self  # immutable
 
 
-def extended(model: nn.Module, graph: ChannelGraph, inputs: Inputs, final: Plan, entered: frozenset[Function]) -> Record:
+def extended(
+    model: nn.Module,
+    graph: ChannelGraph,
+    inputs: Inputs,
+    final: Plan,
+    entered: frozenset[Function],
+    absorption: Absorption | None = None,
+) -> Record:
     """The record of what ``final`` makes of ``model``."""
     before = record_of(model)
+    own = Absorption() if absorption is None else absorption
     if before is None:
         captured = replace(graph.program.captured, root=graph.program.hollow)
         described = signature(inputs, graph.program.captured.root)
-        return Record(final, (final,), Later(lambda: origin(captured, described, entered)), entered)
-    return Record(compose(before.plan, final), (*before.rounds, final), before.source, entered)
+        return Record(final, (final,), Later(lambda: origin(captured, described, entered)), entered, own)
+    whole = composed(before.absorption, own, before.plan.kept)
+    return Record(compose(before.plan, final), (*before.rounds, final), before.source, entered, whole)
 
 
 def attach(slim: nn.Module, record: Record) -> None:
@@ -122,4 +134,15 @@ def compose(first: Plan, second: Plan) -> Plan:
         for dim, atoms in dims.items():
             earlier = silent.setdefault(name, {}).get(dim, ())
             silent[name][dim] = (*earlier, *(first.kept[name][dim][i] for i in atoms))
-    return replace(second, kept=kept, sizes=first.sizes, silent=silent, notes=(*first.notes, *second.notes))
+    added = second.added if first.added is None else (*_narrowed(first.added, second), *(second.added or ()))
+    return replace(second, kept=kept, sizes=first.sizes, silent=silent, notes=(*first.notes, *second.notes), added=added)
+
+
+def _narrowed(added: tuple[Addition, ...], second: Plan) -> tuple[Addition, ...]:
+    """Additions of a first round, with the shapes that a second one leaves them."""
+    found = []
+    for addition in added:
+        kept = second.kept.get(addition.name, {})
+        shape = tuple(len(kept[d]) if d in kept else size for d, size in enumerate(addition.shape))
+        found.append(replace(addition, shape=shape))
+    return tuple(found)

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from fxprune.absorb.places import install
 from fxprune.capture.clone import clone, hollow, named_tensors, walk
 from fxprune.capture.inputs import Inputs, given
 from fxprune.capture.signature import inputs_of
@@ -175,6 +176,8 @@ def _rebuilt(model: nn.Module, saved: Document, example: Any, where: str) -> fx.
                     got=other,
                 )
         _, final, current = emit_settled(subject, _decided(plan), pin=False)
+        if isinstance(current, fx.GraphModule):
+            install(current, subject.graph.program.captured, final)
         if not _same_order(plan, final):
             raise PlanMismatchError(
                 f"the channels of {where} stand in another order than this version of fxprune gives them. "

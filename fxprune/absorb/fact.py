@@ -1,0 +1,182 @@
+"""What is known about a value of the original program, whatever its inputs are.
+
+1. ``mean`` (float64, of the value's shape, stride 0 where it does not vary) is NaN where nothing is known. ``std`` is 0 where an element IS that
+   constant in every run; elsewhere the element is a random variable with that expected value and standard deviation.
+2. ``samples``: the element as a function of one standard normal variable, at the nodes of ``expected.NODES``, with the nodes in the place of
+   the batch: what two branches of one batch norm's output (``x * sigmoid(x)``) have in common. ``source`` names that batch norm.
+   ``gaussian``: mean and std say all.
+3. Pointwise operators act on constants as they are. On random variables of one source they act node by node; sums and products of
+   variables of several sources take them to be independent, and everything else of several sources is not known. A random variable without
+   samples is taken to be normal.
+4. Zero times what is not known is zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import count
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxprune.absorb.expected import NODES, WEIGHTS, closed_form
+
+_NUMBERS = count()
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fact:
+    """Clauses 1 and 2. ``std`` and ``samples`` are broadcastable to the shape."""
+
+    mean: Tensor
+    std: Tensor
+    samples: Tensor | None = None
+    source: str = ""
+    gaussian: bool = False
+    known: bool = True
+
+    @property
+    def shape(self) -> Shape:
+        return tuple(self.mean.shape)
+
+    @property
+    def certain(self) -> bool:
+        """No element is a random variable."""
+        return not bool((self.std > 0).any())
+
+
+def unknown(shape: Sequence[int]) -> Fact:
+    """A value of which nothing is known."""
+    nothing = torch.full((1,) * len(shape), torch.nan, dtype=torch.float64)
+    return Fact(nothing.expand(tuple(shape)), torch.zeros_like(nothing), known=False)
+
+
+def compact(tensor: Tensor) -> Tensor:
+    """One entry along every dimension along which a tensor does not vary (NaN equals NaN)."""
+    for dim in range(tensor.dim()):
+        if tensor.shape[dim] > 1 and tensor.stride(dim) == 0:
+            tensor = tensor.narrow(dim, 0, 1)
+    for dim in range(tensor.dim()):
+        if tensor.shape[dim] > 1:
+            first, second = tensor.narrow(dim, 0, 1), tensor.narrow(dim, 1, 1)
+            if _same(first, second) and _same(tensor, first):
+                tensor = first
+    return tensor
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return bool(((a == b) | (a.isnan() & b.isnan())).all())
+
+
+def settled(mean: Tensor, std: Tensor, shape: Sequence[int] | None = None) -> Fact:
+    """A fact from a mean and a std, compacted; ``shape``: what the mean stands for, where it is broadcast."""
+    full = tuple(mean.shape if shape is None else shape)
+    small = compact(mean.to(torch.float64))
+    spread = torch.where(small.isnan(), torch.zeros((), dtype=torch.float64), compact(std.to(torch.float64)))
+    return Fact(small.expand(full), spread, known=not bool(small.isnan().all()))
+
+
+def normal(mean: Tensor, std: Tensor, shape: Sequence[int], source: str) -> Fact:
+    """Elements that are normal variables of one source, constants where std is 0."""
+    fact = settled(mean, std, shape)
+    return replace(fact, source=source, gaussian=True)
+
+
+def _narrow(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The operands of a pointwise operator, of one rank, with one entry along dimensions along which none of them varies."""
+    rank = max(t.dim() for t in tensors)
+    aligned = [t.reshape((1,) * (rank - t.dim()) + tuple(t.shape)) if t.dim() < rank else t for t in tensors]
+    for dim in range(rank):
+        if all(t.shape[dim] == 1 or t.stride(dim) == 0 for t in aligned):
+            aligned = [t.narrow(dim, 0, 1) for t in aligned]
+    return aligned
+
+
+def _sampled(fact: Fact, mean: Tensor) -> Tensor:
+    """Clause 2: ``(nodes, ...)`` for a fact whose narrowed mean has one entry in its first dimension."""
+    if fact.samples is not None and fact.samples.dim() == mean.dim():
+        return fact.samples
+    std = fact.std
+    if std.dim() < mean.dim():
+        std = std.reshape((1,) * (mean.dim() - std.dim()) + tuple(std.shape))
+    return mean + std * NODES.to(mean.device).view(-1, *[1] * (mean.dim() - 1))
+
+
+def pointwise(name: str, call: Callable[..., Any], arguments: tuple[Any, ...], settings: dict[str, Any]) -> Fact:
+    """Clauses 3 and 4. ``arguments`` may hold facts, tensors and plain values; ``call`` gets them in this order."""
+    places = [i for i, a in enumerate(arguments) if isinstance(a, (Fact, Tensor))]
+    operands = [arguments[i] for i in places]
+    means = [a.mean if isinstance(a, Fact) else a.detach().to(torch.float64) for a in operands]
+    shape = torch.broadcast_shapes(*(m.shape for m in means))
+    narrow = _narrow(means)
+
+    def run(values: Sequence[Tensor]) -> Tensor:
+        filled = list(arguments)
+        for i, value in zip(places, values, strict=True):
+            filled[i] = value.clone()
+        result: Tensor = call(*filled)
+        return result.to(torch.float64)
+
+    lost = narrow[0].isnan()
+    for m in narrow[1:]:
+        lost = lost | m.isnan()
+    mean = run(narrow)
+    mean = mean.masked_fill(lost, torch.nan)
+    if name in ("mul", "multiply") and len(narrow) == 2:
+        surely = [
+            (m == 0) & (_broad(a.std, m) == 0) if isinstance(a, Fact) else m == 0 for a, m in zip(operands, narrow, strict=True)
+        ]
+        mean = mean.masked_fill(surely[0] | surely[1], 0.0)
+    random = [a for a in operands if isinstance(a, Fact) and not a.certain]
+    if not random:
+        return settled(mean, torch.zeros_like(mean), shape)
+    sources = {a.source or f"node {next(_NUMBERS)}" for a in random}
+    if len(sources) > 1:
+        return _independent(name, operands, narrow, mean, shape, len(arguments))
+    if narrow[0].dim() == 0 or any(m.shape[0] != 1 for m in narrow):
+        return settled(mean.masked_fill(_random(operands, narrow), torch.nan), torch.zeros_like(mean), shape)
+    values = run([_sampled(a, m) if isinstance(a, Fact) else m for a, m in zip(operands, narrow, strict=True)])
+    weights = WEIGHTS.to(mean.device).view(-1, *[1] * (mean.dim() - 1))
+    average = (values * weights).sum(0, keepdim=True)
+    deviation = ((values - average).square() * weights).sum(0, keepdim=True).sqrt()
+    formula = closed_form(name, settings)
+    only = operands[0]
+    if formula is not None and len(operands) == 1 and isinstance(only, Fact) and only.gaussian:
+        average = formula(narrow[0], _broad(only.std, narrow[0]))
+    spread = _random(operands, narrow)
+    mean = torch.where(spread & ~lost, average, mean)
+    std = torch.where(spread & ~lost, deviation, torch.zeros_like(deviation))
+    fact = settled(mean, std, shape)
+    return replace(fact, samples=torch.where(spread, values, mean), source=next(iter(sources)))
+
+
+def _broad(std: Tensor, like: Tensor) -> Tensor:
+    std = std if std.dim() == like.dim() else std.reshape((1,) * (like.dim() - std.dim()) + tuple(std.shape))
+    return std.expand(torch.broadcast_shapes(std.shape, like.shape))
+
+
+def _random(operands: Sequence[Any], narrow: Sequence[Tensor]) -> Tensor:
+    """Where an element of some operand is a random variable."""
+    found = torch.zeros((), dtype=torch.bool, device=narrow[0].device)
+    for a, m in zip(operands, narrow, strict=True):
+        if isinstance(a, Fact):
+            found = found | (_broad(a.std, m) > 0)
+    return found.expand(torch.broadcast_shapes(found.shape, *(m.shape for m in narrow)))
+
+
+def _independent(
+    name: str, operands: Sequence[Any], narrow: Sequence[Tensor], mean: Tensor, shape: Sequence[int], arguments: int
+) -> Fact:
+    """Clause 3, several sources."""
+    if arguments != 2 or len(operands) != 2 or not all(isinstance(a, Fact) for a in operands):
+        return settled(mean.masked_fill(_random(operands, narrow), torch.nan), torch.zeros_like(mean), shape)
+    variances = [_broad(a.std, m).square() for a, m in zip(operands, narrow, strict=True)]
+    if name in ("add", "sub", "subtract"):
+        return settled(mean, (variances[0] + variances[1]).sqrt(), shape)
+    if name in ("mul", "multiply"):
+        squares = [m.square() + v for m, v in zip(narrow, variances, strict=True)]
+        return settled(mean, (squares[0] * squares[1] - mean.square()).clamp(min=0).sqrt(), shape)
+    return settled(mean.masked_fill(_random(operands, narrow), torch.nan), torch.zeros_like(mean), shape)

@@ -78,7 +78,9 @@ class Loss:
     def __str__(self) -> str:
         known = "" if math.isnan(self.size) else f" of up to {self.size:.2g}"
         plural = "s" * (self.channels != 1)
-        return f"at node {self.node!r} the constant{plural} of {self.channels} removed channel{plural}{known} dropped: {self.reason}"
+        return (
+            f"at node {self.node!r} the constant{plural} of {self.channels} removed channel{plural}{known} dropped: {self.reason}"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,9 +156,7 @@ class Absorption:
             if form not in FORMS or len(atoms) != len(values) or not all(type(a) is int and a >= 0 for a in (dim, *atoms)):
                 raise ValueError("a fold is damaged")
             numbers = tuple(map(float, values))
-            folds.append(
-                Fold(str(node), str(weight), dim, tuple(atoms), numbers, form, str(place), exact is True, float(left))
-            )
+            folds.append(Fold(str(node), str(weight), dim, tuple(atoms), numbers, form, str(place), exact is True, float(left)))
         losses = tuple(
             Loss(str(node), str(reason), int(channels), math.nan if size is None else float(size))
             for node, reason, channels, size in data["losses"]

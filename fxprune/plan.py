@@ -201,8 +201,8 @@ def _additions(data: Any) -> tuple[Addition, ...] | None:
     if data.get("added", []) is None:
         return None
     added = tuple(
-        Addition(*(_typed(part, str) for part in words), tuple(_index(size) for size in _typed(shape, list)))
-        for *words, shape in _typed(data.get("added", []), list)
+        Addition(*(_typed(word, str) for word in (name, node, form, weight)), tuple(map(_index, _typed(shape, list))))  # type: ignore[call-arg]
+        for name, node, form, weight, shape in _typed(data.get("added", []), list)
     )
     if any(addition.form not in ("bias", "sum", "map") for addition in added):
         raise PlanMismatchError("this plan is damaged: it adds a tensor in a form that is not known.")

@@ -40,6 +40,6 @@ def bordered(
     spatial = len(stride)
     ones = image.new_ones((1, 1, *[image.size(2 + i) for i in range(spatial)]))
     if output_padding is None:
-        return made + CONVOLUTIONS[spatial - 1](ones, kernel, None, stride, padding, dilation)  # type: ignore[operator]
+        return made + CONVOLUTIONS[spatial - 1](ones, kernel, None, stride, padding, dilation)
     more = TRANSPOSED[spatial - 1](ones, kernel, None, stride, padding, output_padding, 1, dilation)
     return made + more

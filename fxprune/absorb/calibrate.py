@@ -87,7 +87,7 @@ def measured(
 
 def _arguments(batch: Any, inputs: Inputs, module: nn.Module) -> list[Any]:
     """The values of the program's placeholders, in order."""
-    names = [str(n.target) for n in module.graph.nodes if n.op == "placeholder"]  # type: ignore[union-attr, operator]
+    names = [str(n.target) for n in module.graph.nodes if n.op == "placeholder"]  # type: ignore[union-attr]
     if isinstance(batch, Tensor):
         return [batch]
     if isinstance(batch, Mapping):

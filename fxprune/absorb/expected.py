@@ -29,7 +29,7 @@ def distribution(t: Tensor) -> Tensor:
 
 
 def density(t: Tensor) -> Tensor:
-    """phi."""
+    """Phi."""
     return torch.exp(-0.5 * t.square()) / math.sqrt(2 * math.pi)
 
 

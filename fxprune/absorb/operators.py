@@ -23,8 +23,8 @@ POINTWISE = frozenset(
     "clamp clamp_min clamp_max clip maximum minimum lerp expm1 log1p erf sin cos rsqrt reciprocal multiply subtract divide".split()
 )
 IDENTITY = frozenset(
-    "identity dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout feature_dropout stochastic_depth drop_path clone contiguous detach to "
-    "float double type type_as alias".split()
+    "identity dropout dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout feature_dropout stochastic_depth drop_path "
+    "clone contiguous detach to float double type type_as alias".split()
 )
 MOVEMENT = frozenset(
     "flatten view reshape permute transpose t swapaxes swapdims movedim moveaxis squeeze unsqueeze cat concat concatenate stack hstack split chunk "
@@ -35,9 +35,7 @@ POOLING = frozenset(
     f"{form}_pool{rank}d" for form in ("max", "avg", "adaptive_avg", "adaptive_max") for rank in (1, 2, 3)
 ) | frozenset("interpolate upsample upsample_nearest2d upsample_bilinear2d".split())
 REDUCTION = frozenset("mean sum amax amin".split())
-CONTRACTION = frozenset(
-    "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d linear matmul mm".split()
-)
+CONTRACTION = frozenset("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d linear matmul mm".split())
 NORM = frozenset(("batch_norm", "instance_norm"))
 
 MODULES: dict[type, str] = {

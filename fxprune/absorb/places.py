@@ -157,7 +157,7 @@ def _reader(node: fx.Node, captured: Captured) -> Reader | None:
     held = {n: attribute(captured.root, str(n.target)) for n in node.all_input_nodes if n.op == "get_attr"}
     what = operation(node, module)
     ranks = [t.dim() for t in held.values() if isinstance(t, Tensor)]
-    rank = (module.weight.dim() if isinstance(module, nn.modules.conv._ConvNd) else max(ranks, default=2))
+    rank = module.weight.dim() if isinstance(module, nn.modules.conv._ConvNd) else max(ranks, default=2)
     return reader(node, what, module, names, max(2, rank), held)
 
 

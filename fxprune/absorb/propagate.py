@@ -123,13 +123,11 @@ class _Walk:
         except Exception:  # noqa: BLE001 - whatever a node needs that constants do not have, nothing is known behind it
             result = None
         if result is None:
-            result = self.ended(node, what, facts)
+            result = self.ended(node, what)
         self.remember(node, what, result)
         return result
 
-    def ruled(
-        self, node: fx.Node, what: Operation, module: nn.Module | None, args: Any, kwargs: Any, facts: list[Fact]
-    ) -> Any:
+    def ruled(self, node: fx.Node, what: Operation, module: nn.Module | None, args: Any, kwargs: Any, facts: list[Fact]) -> Any:
         """What is known of a node's result; None: it has no rule."""
         name = what.name
         if name in NORM:
@@ -149,10 +147,10 @@ class _Walk:
         if name in IDENTITY:
             return args[0]
         if name in POINTWISE:
-            return self.pointwise(node, what, module, args, kwargs)
+            return self.pointwise(what, module, args, kwargs)
         return self.moved(node, what, module, args, kwargs)
 
-    def pointwise(self, node: fx.Node, what: Operation, module: nn.Module | None, args: Any, kwargs: Any) -> Any:
+    def pointwise(self, what: Operation, module: nn.Module | None, args: Any, kwargs: Any) -> Any:
         call: Callable[..., Any] = what.call
         if isinstance(module, nn.PReLU):
             args, call = (args[0], module.weight), torch.prelu
@@ -284,7 +282,7 @@ class _Walk:
         before = np.unique(np.concatenate([self.components(n) for n in node.all_input_nodes]))
         return not np.isin(before, self.components(node)).all()
 
-    def ended(self, node: fx.Node, what: Operation, facts: list[Fact]) -> Any:
+    def ended(self, node: fx.Node, what: Operation) -> Any:
         """Clause 4."""
         operands = [n for n in node.all_input_nodes if isinstance(self.env.get(n), (Fact, Tensor, tuple, list))]
         met = [self.components(n) for n in operands]
@@ -334,7 +332,10 @@ def _arrival(found: Reader, x: Fact, atoms: Ids) -> Arrival:
 
 
 def _means(part: Any) -> Any:
-    return fx.node.map_aggregate(part, lambda leaf: leaf.mean if isinstance(leaf, Fact) else leaf)
+    def mean(leaf: Any) -> Any:
+        return leaf.mean if isinstance(leaf, Fact) else leaf
+
+    return fx.node.map_aggregate(part, mean)
 
 
 def _plain(result: Any) -> Any:
@@ -383,5 +384,3 @@ def _counts_padding(name: str, node: fx.Node, module: nn.Module | None) -> bool:
         return False
     padding: Any = getattr(module, "padding", node.kwargs.get("padding", node.args[3] if len(node.args) > 3 else 0))
     return any(padding) if isinstance(padding, (tuple, list)) else padding != 0
-
-

@@ -66,7 +66,12 @@ class Reader:
 
 
 def reader(
-    node: fx.Node, operation: Operation, module: nn.Module | None, names: Mapping[int, str], rank: int, held: Mapping[fx.Node, Any]
+    node: fx.Node,
+    operation: Operation,
+    module: nn.Module | None,
+    names: Mapping[int, str],
+    rank: int,
+    held: Mapping[fx.Node, Any],
 ) -> Reader | None:
     """The reader that a contraction's node is, or None where its weight is computed. ``rank``: dimensions of its input."""
     if operation.name not in CONTRACTION:
@@ -130,9 +135,17 @@ def _numbers(value: Any) -> tuple[int, ...]:
 
 def _functional(node: fx.Node, kind: str, name: str, weight: Tensor, bias: str, rank: int) -> Reader | None:
     spatial, transposed = weight.dim() - 2, kind.startswith("conv_transpose")
-    order = ("stride", "padding", "output_padding", "groups", "dilation") if transposed else ("stride", "padding", "dilation", "groups")
+    order = (
+        ("stride", "padding", "output_padding", "groups", "dilation")
+        if transposed
+        else ("stride", "padding", "dilation", "groups")
+    )
     defaults: dict[str, Any] = {"stride": 1, "padding": 0, "output_padding": 0, "dilation": 1, "groups": 1}
-    found = {**defaults, **dict(zip(order, node.args[3:], strict=False)), **{k: v for k, v in node.kwargs.items() if k in defaults}}
+    found = {
+        **defaults,
+        **dict(zip(order, node.args[3:], strict=False)),
+        **{k: v for k, v in node.kwargs.items() if k in defaults},
+    }
     if found["padding"] == "valid":
         found["padding"] = 0
     if any(isinstance(v, (str, fx.Node)) for v in found.values()):
@@ -158,9 +171,7 @@ def kernel(reader: Reader, atoms: Sequence[int], values: Tensor, rows: Tensor | 
     wanted = torch.arange(reader.width) if rows is None else rows
     window = tuple(weight.shape[2:])
     result = torch.zeros(len(wanted), *window, dtype=torch.float64)
-    constants = torch.zeros(
-        reader.blocks * weight.shape[1] if reader.dim == 1 else weight.shape[0], dtype=torch.float64
-    )
+    constants = torch.zeros(reader.blocks * weight.shape[1] if reader.dim == 1 else weight.shape[0], dtype=torch.float64)
     index = torch.tensor(list(atoms), dtype=torch.long)
     constants[index] = values.to(torch.float64)
     if reader.blocks == 1:

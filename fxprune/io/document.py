@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from fxprune.errors import FileFormatError, FxpruneError
+from fxprune.folds import Absorption
 from fxprune.io.layout import damaged
 from fxprune.origin import Origin
 from fxprune.plan import Plan
@@ -39,6 +40,7 @@ class Document:
         figures: the report's numbers: ``parameters``, ``original_parameters``, ``bytes``, ``asked``, ``achieved``.
         channels_last: names of tensors that were laid out channels-last.
         complete: clause 3.
+        absorption: what was folded into readers, of all rounds.
         shards: digests of the files that hold the tensors, by name; empty where this file holds them.
     """
 
@@ -50,6 +52,7 @@ class Document:
     channels_last: tuple[str, ...] = ()
     complete: bool = True
     shards: Mapping[str, str] = field(default_factory=dict)
+    absorption: Absorption = field(default_factory=Absorption)
 
     @property
     def plan(self) -> Plan:
@@ -57,7 +60,7 @@ class Document:
         return reduce(compose, self.rounds)
 
     def record(self) -> Record:
-        return Record(self.plan, self.rounds, self.origin)
+        return Record(self.plan, self.rounds, self.origin, absorption=self.absorption)
 
     def text(self) -> str:
         rows: dict[tuple[int, ...], int] = {}
@@ -80,6 +83,7 @@ class Document:
                 "complete": self.complete,
                 "channels_last": list(self.channels_last),
                 "shards": dict(self.shards),
+                "absorption": self.absorption.to_data(),
                 "inputs": origin.inputs,
                 "entered": list(origin.entered),
                 "shapes": {name: list(shape) for name, shape in origin.shapes.items()},
@@ -145,6 +149,7 @@ def document(data: Any, where: str) -> Document:
             tuple(map(str, data["channels_last"])),
             data["complete"] is True,
             {str(name): str(digest) for name, digest in data["shards"].items()},
+            Absorption.from_data(data["absorption"]) if "absorption" in data else Absorption(),
         )
         if not rounds or origin.fingerprint != data["fingerprint"]:
             raise damaged(where, "its fingerprint is not that of what it describes" if rounds else "it has no plan")

@@ -79,7 +79,7 @@ def described(record: Record, tensors: Mapping[str, Tensor]) -> Document:
         "achieved": record.plan.achieved,
     }
     last = tuple(name for name, tensor in tensors.items() if _memory_format(tensor) is not torch.contiguous_format)
-    return Document(record.origin, record.rounds, __version__, figures=figures, channels_last=last)
+    return Document(record.origin, record.rounds, __version__, figures=figures, channels_last=last, absorption=record.absorption)
 
 
 def _memory_format(tensor: Tensor) -> torch.memory_format:

@@ -75,10 +75,8 @@ class _Site:
 
     def rows(self) -> Tensor:
         """The output channels that live, in the slim model's order."""
-        if self.base is not None:
-            kept = self.plan.kept.get(self.place, {}).get(0)
-        else:
-            kept = self.plan.kept.get(self.weight, {}).get(1 - self.folds[0].dim)
+        name, dim = (self.weight, 1 - self.folds[0].dim) if self.base is None else (self.place, 0)
+        kept = self.plan.kept.get(name, {}).get(dim)
         return torch.arange(self.width) if kept is None else torch.tensor(kept, dtype=torch.long)
 
 
@@ -148,12 +146,13 @@ def _mapping(kernels: Tensor, mask: Any, window: Mapping[str, Any]) -> Behind:
     def add(value: Tensor, image: Any) -> Tensor:
         spatial = len(window["stride"])
         ones = torch.ones(1, 1, *image.shape[2:], dtype=kernels.dtype)
+        more: Tensor
         settings = {key: window[key] for key in ("stride", "padding", "dilation")}
         if window["transposed"]:
             call: Any = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[spatial - 1]
             more = call(ones, kernels.unsqueeze(0), output_padding=window["output_padding"], **settings)
         else:
-            more = (F.conv1d, F.conv2d, F.conv3d)[spatial - 1](ones, kernels.unsqueeze(1), **settings)  # type: ignore[operator]
+            more = (F.conv1d, F.conv2d, F.conv3d)[spatial - 1](ones, kernels.unsqueeze(1), **settings)
         mark(more, None if mask is None else mask.reshape(1, -1, *[1] * spatial))
         return value + more.to(value.dtype)
 

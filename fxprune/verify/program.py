@@ -80,7 +80,7 @@ class Program:
         read = value
         if node.name in self.behind:
             with self.mode:
-                read = self.behind[node.name](value, self.values[node.args[0]])  # type: ignore[index]
+                read = self.behind[node.name](value, self.values[node.all_input_nodes[0]])
         if isinstance(self.mode, Masked):
             self.mode.flight.clear()
         if self.mode.drawn and not self.noise:

@@ -7,13 +7,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from fxprune.absorb.fact import Fact, compact, settled, unknown
-from fxprune.absorb.readers import Reader, image, kernel
+from fxprune.absorb.readers import Reader, chunk, image, kernel
 from fxprune.provenance.factor import Ids
 
 
@@ -75,9 +75,18 @@ def _closed(reader: Reader, rows: Tensor, known: Tensor) -> Tensor:
     open_ = (~known).nonzero().flatten()
     closed = torch.ones(len(rows), dtype=torch.bool)
     left = torch.arange(len(rows))
-    for columns in (open_[:1], open_):  # most rows are settled by their first input
-        if len(left) and len(columns):
-            part = of_rows.index_select(0, rows[left].to(weight.device)).index_select(1, columns.to(weight.device))
-            closed[left] = (part.flatten(1) == 0).all(1).cpu()
-            left = left[closed[left]]
+    for start, step in _ranges(len(open_), chunk(weight) // max(1, len(rows) * weight[0, 0].numel())):
+        columns = open_[start : start + step]  # most rows are settled by their first input
+        part = of_rows.index_select(1, columns.to(weight.device)).index_select(0, rows[left].to(weight.device))
+        closed[left] = (part.flatten(1) == 0).all(1).cpu()
+        left = left[closed[left]]
+        if not len(left):
+            break
     return closed
+
+
+def _ranges(count: int, step: int) -> Iterator[tuple[int, int]]:
+    """The first one, then the others in pieces of ``step``."""
+    if count:
+        yield 0, 1
+    yield from ((start, max(1, step)) for start in range(1, count, max(1, step)))

@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,12 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from fxprune.absorb.operators import CONTRACTION, Operation
 
-CHUNK = 1 << 20  # numbers of a weight that are looked at at once
+SMALLEST_CHUNK, LARGEST_CHUNK = 1 << 13, 1 << 20  # numbers of a weight that are looked at at once
+
+
+def chunk(weight: Tensor) -> int:
+    """How many numbers of a weight are looked at at once: memory stays a small share of the weight's."""
+    return min(max(weight.numel() // 64, SMALLEST_CHUNK), LARGEST_CHUNK)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -165,11 +170,28 @@ def _wide(value: Any, spatial: int) -> tuple[int, ...]:
     return numbers * spatial if len(numbers) == 1 else numbers
 
 
-def kernel(reader: Reader, atoms: Sequence[int], values: Tensor, rows: Tensor | None = None) -> Tensor:
-    """Clause 2: ``(rows, *window)``; all output channels, or those that ``rows`` names."""
+def kernel(reader: Reader, atoms: Sequence[int], values: Tensor, rows: Tensor) -> Tensor:
+    """Clause 2: ``(rows, *window)``, for the output channels that ``rows`` names."""
+    return _products(reader, atoms, values, rows, lambda part: part, tuple(reader.weight.shape[2:]))
+
+
+def variances(reader: Reader, atoms: Sequence[int], values: Tensor, rows: Tensor) -> Tensor:
+    """The variance of the correction ``(rows,)``, for independent inputs with these variances."""
+    return _products(
+        reader, atoms, values, rows, lambda part: part.flatten(2).sum(2).square() if part.dim() > 2 else part.square(), ()
+    )
+
+
+def _products(
+    reader: Reader,
+    atoms: Sequence[int],
+    values: Tensor,
+    wanted: Tensor,
+    change: Callable[[Tensor], Tensor],
+    window: tuple[int, ...],
+) -> Tensor:
+    """``sum_a change(W)[o, a, *window] c[a]`` in pieces."""
     weight = reader.weight.detach()
-    wanted = torch.arange(reader.width) if rows is None else rows
-    window = tuple(weight.shape[2:])
     result = torch.zeros(len(wanted), *window, dtype=torch.float64)
     constants = torch.zeros(reader.blocks * weight.shape[1] if reader.dim == 1 else weight.shape[0], dtype=torch.float64)
     index = torch.tensor(list(atoms), dtype=torch.long)
@@ -179,13 +201,13 @@ def kernel(reader: Reader, atoms: Sequence[int], values: Tensor, rows: Tensor | 
         columns = index[values != 0]
         if not len(columns):
             return result
-        step = max(1, CHUNK // max(1, len(columns) * _count(window)))
+        step = max(1, chunk(weight) // max(1, len(columns) * weight[0, 0].numel()))
         for start in range(0, len(wanted), step):
             part = of_rows.index_select(0, wanted[start : start + step].to(weight.device))
             part = part.index_select(1, columns.to(weight.device)).to("cpu", torch.float64)
-            result[start : start + step] = torch.tensordot(part, constants[columns], dims=([1], [0]))
+            result[start : start + step] = torch.tensordot(change(part), constants[columns], dims=([1], [0]))
         return result
-    return _grouped(reader, weight.to("cpu", torch.float64), constants).reshape(reader.width, *window)[wanted]
+    return _grouped(reader, change(weight.to("cpu", torch.float64)), constants).reshape(reader.width, *window)[wanted]
 
 
 def _grouped(reader: Reader, weight: Tensor, constants: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from fxprune.absorb.calibrate import measured
 from fxprune.absorb.places import Place, Places, install, rows_of, shape_of
 from fxprune.absorb.propagate import Arrival, Findings, propagate
-from fxprune.absorb.readers import image, interior, kernel
+from fxprune.absorb.readers import image, interior, kernel, variances
 from fxprune.capture.eager import EagerCaptured
 from fxprune.capture.inputs import Inputs
 from fxprune.errors import InputError
@@ -144,13 +144,7 @@ def _span(arrival: Arrival, i: int) -> int:
 
 def _deviation(arrival: Arrival, std: Tensor, rows: Tensor) -> Tensor:
     """Clause 3: standard deviation of each row's correction."""
-    reader = arrival.reader
-    total = replace(reader, weight=_summed(reader.weight).square())
-    return kernel(total, arrival.atoms.tolist(), std.square(), rows).sqrt()
-
-
-def _summed(weight: Tensor) -> Tensor:
-    return weight.detach().flatten(2).sum(2) if weight.dim() > 2 else weight.detach()
+    return variances(arrival.reader, arrival.atoms.tolist(), std.square(), rows).sqrt()
 
 
 def _write(slim: fx.GraphModule, fold: Fold, kernels: Tensor, correction: Tensor) -> None:

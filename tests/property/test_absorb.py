@@ -93,8 +93,7 @@ def test_constants_are_proved_and_state_dicts_fit(case: Case) -> None:
     how = (True, "exact", [inputs])[case.seed % 3]
     try:
         slim = fxprune.slim(model, case.ratio, inputs, **options(case), absorb=how, verify=True)  # type: ignore[arg-type]
-    except FxpruneError as error:
-        assert not isinstance(error, fxprune.VerificationError)
+    except (fxprune.BudgetError, fxprune.CaptureError):
         return
     plan = Plan.from_json(fxprune.plan_of(slim).to_json())
     assert plan == fxprune.plan_of(slim)

@@ -13,11 +13,12 @@ import fxprune
 ROOT = Path(fxprune.__file__).parent
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py"))
 # From the ground up; a room imports itself and what stands below it.
-STAGES = ("errors", "slices", "plan", "capture", "provenance", "graph", "score", "solve", "rewrite")
-GROUND = {"errors": set[str](), "slices": {"errors"}, "plan": {"errors", "slices"}}
+STAGES = ("errors", "slices", "folds", "plan", "capture", "provenance", "graph", "score", "solve", "rewrite")
+GROUND = {"errors": set[str](), "slices": {"errors"}, "folds": set[str](), "plan": {"errors", "slices", "folds"}}
 # Rooms beside the tower, and all they may import.
 BESIDE = {
-    "verify": {"errors", "plan", "verify"},
+    "verify": {"errors", "folds", "plan", "verify"},
+    "absorb": {"errors", "folds", "plan", "capture", "provenance", "graph", "solve", "absorb"},
     "zoo": {"errors", "zoo"},
     "data": {"errors", "data"},
     "train": {"errors", "plan", "graph", "score", "train"},

@@ -7,6 +7,7 @@ from fxprune.api import plan as plan
 from fxprune.api import plan_of as plan_of
 from fxprune.api import slim as slim
 from fxprune.api import verify as verify
+from fxprune.eliminate import eliminate_dead_channels as eliminate_dead_channels
 from fxprune.errors import BudgetError as BudgetError
 from fxprune.errors import CaptureError as CaptureError
 from fxprune.errors import FileFormatError as FileFormatError
@@ -50,6 +51,7 @@ __all__ = [
     "analyze",
     "apply",
     "diff",
+    "eliminate_dead_channels",
     "load",
     "plan",
     "plan_of",

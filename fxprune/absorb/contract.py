@@ -1,7 +1,6 @@
 """What a contraction makes of facts: output channels all of whose inputs are constants.
 
-1. An output channel is constant if every input that it has a weight other than zero for is a constant, all-zero filters included. Only
-   removed rows are looked at.
+1. An output channel is constant if every input that it has a weight other than zero for is a constant, all-zero filters included.
 2. Where the image is padded with zeros and a constant is not zero, the result differs at the border: it is computed pixel by pixel.
 """
 
@@ -14,16 +13,15 @@ from torch import Tensor
 
 from fxprune.absorb.fact import Fact, compact, settled, unknown
 from fxprune.absorb.readers import Reader, chunk, image, kernel
-from fxprune.provenance.factor import Ids
 
 
-def contracted(reader: Reader, x: Fact, rows: Ids, bias: Tensor | None, shape: Sequence[int]) -> Fact:
-    """Clauses 1 and 2; ``rows``: output channels to look at."""
+def contracted(reader: Reader, x: Fact, bias: Tensor | None, shape: Sequence[int]) -> Fact:
+    """Clauses 1 and 2."""
     alone = reader.weight.shape[1] == 1 if reader.dim == 1 else reader.weight.shape[0] == reader.blocks
-    if not len(rows) or (reader.blocks > 1 and not alone):
+    if reader.blocks > 1 and not alone:
         return unknown(shape)
     known = _constants(reader, x)
-    wanted = torch.from_numpy(rows)
+    wanted = torch.arange(reader.width)
     sure = wanted[_closed(reader, wanted, ~known.isnan())]
     if not len(sure):
         return unknown(shape)

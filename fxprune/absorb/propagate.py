@@ -254,9 +254,8 @@ class _Walk:
         atoms = self.atoms_dead(found.name, found.dim)
         if len(atoms):
             self.found.arrivals.append(_arrival(found, x, atoms))
-        rows = self.atoms_dead(found.name, found.out)
         bias = self.captured.tensors.get(found.bias)
-        return contracted(found, x, rows, bias, self.graph.nodes[node.name].shape)
+        return contracted(found, x, bias, self.graph.nodes[node.name].shape)
 
     def atoms_dead(self, name: str, dim: int) -> Ids:
         axis = self.axes.get((name, dim))

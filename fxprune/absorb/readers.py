@@ -182,6 +182,11 @@ def variances(reader: Reader, atoms: Sequence[int], values: Tensor, rows: Tensor
     )
 
 
+def gross(reader: Reader, atoms: Sequence[int], values: Tensor, rows: Tensor) -> Tensor:
+    """``sum_a |W[o, a]| values[a]`` ``(rows,)``: 0 where a row hears none of these inputs."""
+    return _products(reader, atoms, values, rows, lambda part: part.abs().flatten(2).sum(2) if part.dim() > 2 else part.abs(), ())
+
+
 def _products(
     reader: Reader,
     atoms: Sequence[int],

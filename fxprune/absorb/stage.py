@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from fxprune.absorb.calibrate import measured
 from fxprune.absorb.places import Place, Places, install, rows_of, shape_of
 from fxprune.absorb.propagate import Arrival, Findings, propagate
-from fxprune.absorb.readers import image, interior, kernel, variances
+from fxprune.absorb.readers import gross, image, interior, kernel, variances
 from fxprune.capture.eager import EagerCaptured
 from fxprune.capture.inputs import Inputs
 from fxprune.errors import InputError
@@ -102,29 +102,32 @@ def _fold(
     if data is not None:
         sure = ~mean.isnan() & (std == 0) & (arrival.apart == 0)
         mean, std = torch.where(sure, mean, data[0]), torch.where(sure, std, data[1])
+    rows = rows_of(plan, reader)
     lost = mean.isnan()
+    if bool(lost.any()) and not bool(gross(reader, arrival.atoms.tolist(), lost.double(), rows).any()):
+        lost = torch.zeros_like(lost)  # nobody hears them
     if bool(lost.any()):
         losses.append(Loss(reader.node.name, "what these channels emit is not known without data", int(lost.sum())))
     values = mean.nan_to_num(0.0)
     apart = arrival.apart.nan_to_num(0.0)
     if not bool((values != 0).any()) and not bool((std > 0).any()) and not bool((apart > 0).any()):
         return None
-    rows = rows_of(plan, reader)
     kernels = kernel(reader, arrival.atoms.tolist(), values, rows)
+    scatter = torch.maximum(std.nan_to_num(0.0), apart)
+    unsure = float(_deviation(arrival, scatter, rows).max()) if bool((scatter > 0).any()) else 0.0
+    if not bool((kernels != 0).any()) and unsure == 0:
+        return None
     uneven = reader.uneven and bool((kernels != 0).any())
     place = places.place(reader, border=uneven and mode == EXACT)
     if place is None:
         reason = "the plan adds no tensor that could take them"
         losses.append(Loss(reader.node.name, reason, int((values != 0).sum()), float(values.abs().max())))
         return None
-    left = 0.0
+    left = unsure
     if uneven and place.form != "map":
         laid = image(reader, kernels, [min(s, _span(arrival, i)) for i, s in enumerate(arrival.shape[reader.channel + 1 :])])
         middle = interior(reader, kernels).reshape(-1, *[1] * (laid.dim() - 1))
-        left = float((laid - middle).abs().max())
-    scatter = torch.maximum(std.nan_to_num(0.0), apart)
-    if bool((scatter > 0).any()):
-        left += float(_deviation(arrival, scatter, rows).max())
+        left += float((laid - middle).abs().max())
     exact = left == 0 and not bool(lost.any())
     atoms = tuple(arrival.atoms.tolist())
     fold = Fold(

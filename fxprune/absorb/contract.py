@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from fxprune.absorb.fact import Fact, compact, settled, unknown
+from fxprune.absorb.fact import Fact, narrowed, settled, unknown
 from fxprune.absorb.readers import Reader, chunk, image, kernel
 
 
@@ -46,7 +46,7 @@ def contracted(reader: Reader, x: Fact, bias: Tensor | None, shape: Sequence[int
 
 def _constants(reader: Reader, x: Fact) -> Tensor:
     """Per input channel: its constant, NaN where there is none or where it varies; ``(channels,)``."""
-    small = compact(x.mean)
+    small = narrowed(x.mean)
     size = x.shape[reader.channel]
     if any(s > 1 for d, s in enumerate(small.shape) if d != reader.channel):
         lines = small.movedim(reader.channel, 0).reshape(small.shape[reader.channel], -1)

@@ -33,7 +33,7 @@ class Fact:
 
     mean: Tensor
     std: Tensor
-    samples: Tensor | None = None
+    samples: Samples | None = None
     source: str = ""
     gaussian: bool = False
     known: bool = True
@@ -54,11 +54,18 @@ def unknown(shape: Sequence[int]) -> Fact:
     return Fact(nothing.expand(tuple(shape)), torch.zeros_like(nothing), known=False)
 
 
+def narrowed(tensor: Tensor) -> Tensor:
+    """One entry along every dimension of stride 0."""
+    if 0 in tensor.stride():
+        for dim in range(tensor.dim()):
+            if tensor.shape[dim] > 1 and tensor.stride(dim) == 0:
+                tensor = tensor.narrow(dim, 0, 1)
+    return tensor
+
+
 def compact(tensor: Tensor) -> Tensor:
     """One entry along every dimension along which a tensor does not vary (NaN equals NaN)."""
-    for dim in range(tensor.dim()):
-        if tensor.shape[dim] > 1 and tensor.stride(dim) == 0:
-            tensor = tensor.narrow(dim, 0, 1)
+    tensor = narrowed(tensor)
     for dim in range(tensor.dim()):
         if tensor.shape[dim] > 1:
             first, second = tensor.narrow(dim, 0, 1), tensor.narrow(dim, 1, 1)
@@ -73,16 +80,20 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 def settled(mean: Tensor, std: Tensor, shape: Sequence[int] | None = None) -> Fact:
     """A fact from a mean and a std, compacted; ``shape``: what the mean stands for, where it is broadcast."""
-    full = tuple(mean.shape if shape is None else shape)
-    small = compact(mean.to(torch.float64))
-    spread = torch.where(small.isnan(), torch.zeros((), dtype=torch.float64), compact(std.to(torch.float64)))
-    return Fact(small.expand(full), spread, known=not bool(small.isnan().all()))
+    return small(compact(mean.to(torch.float64)), compact(std.to(torch.float64)), mean.shape if shape is None else shape)
+
+
+def small(mean: Tensor, std: Tensor, shape: Sequence[int]) -> Fact:
+    """A fact from a mean and a std that have one entry along dimensions along which they do not vary, as far as that is known."""
+    lost = mean.isnan()
+    return Fact(
+        mean.expand(tuple(shape)), std.masked_fill(lost, 0.0) if std.shape == lost.shape else std, known=not bool(lost.all())
+    )
 
 
 def normal(mean: Tensor, std: Tensor, shape: Sequence[int], source: str) -> Fact:
     """Elements that are normal variables of one source, constants where std is 0."""
-    fact = settled(mean, std, shape)
-    return replace(fact, source=source, gaussian=True)
+    return replace(small(mean, std, shape), source=source, gaussian=True)
 
 
 def _narrow(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -97,65 +108,94 @@ def _narrow(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 def _sampled(fact: Fact, mean: Tensor) -> Tensor:
     """Clause 2: ``(nodes, ...)`` for a fact whose narrowed mean has one entry in its first dimension."""
-    if fact.samples is not None and fact.samples.dim() == mean.dim():
-        return fact.samples
+    if fact.samples is not None:
+        values = fact.samples()
+        if values.dim() == mean.dim():
+            return values
     std = fact.std
     if std.dim() < mean.dim():
         std = std.reshape((1,) * (mean.dim() - std.dim()) + tuple(std.shape))
     return mean + std * NODES.to(mean.device).view(-1, *[1] * (mean.dim() - 1))
 
 
-def pointwise(name: str, call: Callable[..., Any], arguments: tuple[Any, ...], settings: dict[str, Any]) -> Fact:
+def pointwise(
+    name: str, call: Callable[..., Any], arguments: tuple[Any, ...], settings: dict[str, Any], *, inplace: bool = False
+) -> Fact:
     """Clauses 3 and 4. ``arguments`` may hold facts, tensors and plain values; ``call`` gets them in this order."""
     places = [i for i, a in enumerate(arguments) if isinstance(a, (Fact, Tensor))]
     operands = [arguments[i] for i in places]
-    means = [a.mean if isinstance(a, Fact) else a.detach().to(torch.float64) for a in operands]
-    shape = torch.broadcast_shapes(*(m.shape for m in means))
+    means = [a.mean if isinstance(a, Fact) else a.detach().to("cpu", torch.float64) for a in operands]
+    shape = wide(*(m.shape for m in means))
     narrow = _narrow(means)
 
-    def run(values: Sequence[Tensor]) -> Tensor:
+    def run(*values: Tensor) -> Tensor:
         filled = list(arguments)
         for i, value in zip(places, values, strict=True):
-            filled[i] = value.clone()
+            filled[i] = value.clone() if inplace else value
         result: Tensor = call(*filled)
         return result.to(torch.float64)
 
     lost = narrow[0].isnan()
     for m in narrow[1:]:
         lost = lost | m.isnan()
-    mean = run(narrow)
-    mean = mean.masked_fill(lost, torch.nan)
+    random = [a for a in operands if isinstance(a, Fact) and not a.certain]
+    mean = run(*narrow).masked_fill(lost, torch.nan)
     if name in ("mul", "multiply") and len(narrow) == 2:
         surely = [
             (m == 0) & (_broad(a.std, m) == 0) if isinstance(a, Fact) else m == 0 for a, m in zip(operands, narrow, strict=True)
         ]
         mean = mean.masked_fill(surely[0] | surely[1], 0.0)
-    random = [a for a in operands if isinstance(a, Fact) and not a.certain]
     if not random:
-        return settled(mean, torch.zeros_like(mean), shape)
+        return small(mean, torch.zeros_like(mean), shape)
     sources = {a.source or f"node {next(_NUMBERS)}" for a in random}
     if len(sources) > 1:
         return _independent(name, operands, narrow, mean, shape, len(arguments))
+    spread = _random(operands, narrow) & ~lost
     if narrow[0].dim() == 0 or any(m.shape[0] != 1 for m in narrow):
-        return settled(mean.masked_fill(_random(operands, narrow), torch.nan), torch.zeros_like(mean), shape)
-    values = run([_sampled(a, m) if isinstance(a, Fact) else m for a, m in zip(operands, narrow, strict=True)])
-    weights = WEIGHTS.to(mean.device).view(-1, *[1] * (mean.dim() - 1))
-    average = (values * weights).sum(0, keepdim=True)
-    deviation = ((values - average).square() * weights).sum(0, keepdim=True).sqrt()
-    formula = closed_form(name, settings)
+        return settled(mean.masked_fill(spread, torch.nan), torch.zeros_like(mean), shape)
+    samples = Samples(lambda: run(*[_sampled(a, m) if isinstance(a, Fact) else m for a, m in zip(operands, narrow, strict=True)]))
     only = operands[0]
-    if formula is not None and len(operands) == 1 and isinstance(only, Fact) and only.gaussian:
-        average = formula(narrow[0], _broad(only.std, narrow[0]))
-    spread = _random(operands, narrow)
-    mean = torch.where(spread & ~lost, average, mean)
-    std = torch.where(spread & ~lost, deviation, torch.zeros_like(deviation))
-    fact = settled(mean, std, shape)
-    return replace(fact, samples=torch.where(spread, values, mean), source=next(iter(sources)))
+    formula = None
+    if len(operands) == 1 and only.gaussian:
+        formula = closed_form(name, settings)
+    moments = None if formula is None else formula(narrow[0], _broad(only.std, narrow[0]))
+    average, deviation = samples.moments() if moments is None else moments
+    fact = small(torch.where(spread, average, mean), torch.where(spread, deviation, torch.zeros_like(deviation)), shape)
+    return replace(fact, samples=samples, source=next(iter(sources)))
+
+
+class Samples:
+    """Clause 2, computed when somebody asks."""
+
+    def __init__(self, make: Callable[[], Tensor]) -> None:
+        self._make = make
+        self._made: Tensor | None = None
+
+    def __call__(self) -> Tensor:
+        if self._made is None:
+            self._made = self._make()
+        return self._made
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation."""
+        values = self()
+        weights = WEIGHTS.to(values.device)
+        shape = (1, *values.shape[1:])
+        flat = values.reshape(len(weights), -1)
+        average = weights @ flat
+        second = weights @ flat.square()
+        return average.reshape(shape), (second - average.square()).clamp(min=0).sqrt().reshape(shape)
+
+
+def wide(*shapes: Shape) -> Shape:
+    """What these shapes broadcast to."""
+    first = tuple(shapes[0])
+    return first if all(tuple(s) == first for s in shapes) else tuple(torch.broadcast_shapes(*shapes))
 
 
 def _broad(std: Tensor, like: Tensor) -> Tensor:
     std = std if std.dim() == like.dim() else std.reshape((1,) * (like.dim() - std.dim()) + tuple(std.shape))
-    return std.expand(torch.broadcast_shapes(std.shape, like.shape))
+    return std.expand(wide(std.shape, like.shape))
 
 
 def _random(operands: Sequence[Any], narrow: Sequence[Tensor]) -> Tensor:
@@ -164,7 +204,7 @@ def _random(operands: Sequence[Any], narrow: Sequence[Tensor]) -> Tensor:
     for a, m in zip(operands, narrow, strict=True):
         if isinstance(a, Fact):
             found = found | (_broad(a.std, m) > 0)
-    return found.expand(torch.broadcast_shapes(found.shape, *(m.shape for m in narrow)))
+    return found.expand(wide(found.shape, *(m.shape for m in narrow)))
 
 
 def _independent(

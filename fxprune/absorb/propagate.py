@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxprune.absorb.contract import contracted
-from fxprune.absorb.fact import Fact, Shape, compact, normal, pointwise, settled, unknown
+from fxprune.absorb.fact import Fact, Shape, narrowed, normal, pointwise, settled, small, unknown, wide
 from fxprune.absorb.operators import CONTRACTION, IDENTITY, MOVEMENT, NORM, POINTWISE, POOLING, REDUCTION, Operation, operation
 from fxprune.absorb.readers import Reader, reader
 from fxprune.folds import Loss
@@ -166,7 +166,7 @@ class _Walk:
         given = kwargs
         if what.inplace and "inplace" in kwargs:
             given = {key: value for key, value in kwargs.items() if key != "inplace"}
-        return pointwise(what.name, lambda *a: call(*a, **given), tuple(args), what.settings)
+        return pointwise(what.name, lambda *a: call(*a, **given), tuple(args), what.settings, inplace=what.inplace)
 
     def moved(self, node: fx.Node, what: Operation, module: nn.Module | None, args: Any, kwargs: Any) -> Any:
         """Data movement, pooling and reductions."""
@@ -174,8 +174,8 @@ class _Walk:
         expected = self.graph.nodes[node.name]
         if what.name in POOLING and isinstance(fact, Fact) and isinstance(expected, Value):
             spatial = range(2, len(fact.shape))
-            if all(compact(fact.mean).shape[d] == 1 for d in spatial) and not _counts_padding(what.name, node, module):
-                return settled(compact(fact.mean), fact.std, expected.shape)
+            if all(narrowed(fact.mean).shape[d] == 1 for d in spatial) and not _counts_padding(what.name, node, module):
+                return small(narrowed(fact.mean), fact.std, expected.shape)
         if what.name in ("cat", "concat", "concatenate"):
             made = _joined(args, kwargs)
             if made is not None:
@@ -228,7 +228,7 @@ class _Walk:
         std = torch.where(own & ~dark, gamma.abs(), 0.0)
         instance = isinstance(module, nn.modules.instancenorm._InstanceNorm) or given.get("mean") is None
         if x.known and not instance:
-            known = compact(x.mean)
+            known = narrowed(x.mean)
             sure = ~known.isnan() & (_full_rank(x.std, known) == 0) & ~dark
             scale = gamma / torch.sqrt(vector("var", 1.0) + given["eps"])
             exact = (known - vector("mean", 0.0)) * scale + beta
@@ -318,12 +318,12 @@ class _Walk:
 
 def _arrival(found: Reader, x: Fact, atoms: Ids) -> Arrival:
     """Clause 3."""
-    small = compact(x.mean)
-    std = _full_rank(x.std, small).expand(torch.broadcast_shapes(x.std.shape, small.shape))
+    narrow = narrowed(x.mean)
+    std = _full_rank(x.std, narrow).expand(wide(x.std.shape, narrow.shape))
     size = x.shape[found.channel]
-    lines = small.movedim(found.channel, 0).reshape(small.shape[found.channel], -1)
-    middle = tuple(slice(None) if d == found.channel else slice(s // 2, s // 2 + 1) for d, s in enumerate(small.shape))
-    mean = small[middle].reshape(-1).expand(size)
+    lines = narrow.movedim(found.channel, 0).reshape(narrow.shape[found.channel], -1)
+    middle = tuple(slice(None) if d == found.channel else slice(s // 2, s // 2 + 1) for d, s in enumerate(narrow.shape))
+    mean = narrow[middle].reshape(-1).expand(size)
     apart = torch.maximum((lines.amax(1).expand(size) - mean).abs(), (lines.amin(1).expand(size) - mean).abs())
     spread = std.movedim(found.channel, 0).reshape(std.shape[found.channel], -1).amax(1).expand(size)
     index = torch.from_numpy(atoms)
@@ -362,19 +362,19 @@ def _joined(args: Any, kwargs: Any) -> Fact | None:
     if not all(isinstance(p, Fact) for p in parts) or len({len(p.shape) for p in parts}) > 1:
         return None
     dim %= len(parts[0].shape)
-    smalls = [compact(p.mean) for p in parts]
+    smalls = [narrowed(p.mean) for p in parts]
     if any(s.shape[d] > 1 for s in smalls for d in range(s.dim()) if d != dim):
         return None
     shape = list(parts[0].shape)
     shape[dim] = sum(p.shape[dim] for p in parts)
     line = [1] * len(shape)
 
-    def wide(t: Tensor, part: Fact) -> Tensor:
+    def laid(t: Tensor, part: Fact) -> Tensor:
         line[dim] = part.shape[dim]
         return _full_rank(t, part.mean).expand(line)
 
-    mean = torch.cat([wide(s, p) for s, p in zip(smalls, parts, strict=True)], dim)
-    return settled(mean, torch.cat([wide(p.std, p) for p in parts], dim), shape)
+    mean = torch.cat([laid(s, p) for s, p in zip(smalls, parts, strict=True)], dim)
+    return small(mean, torch.cat([laid(p.std, p) for p in parts], dim), shape)
 
 
 def _counts_padding(name: str, node: fx.Node, module: nn.Module | None) -> bool:

@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from fxprune.absorb.operators import CONTRACTION, Operation
 
-SMALLEST_CHUNK, LARGEST_CHUNK = 1 << 13, 1 << 20  # numbers of a weight that are looked at at once
+SMALLEST_CHUNK, LARGEST_CHUNK = 1 << 15, 1 << 20  # numbers of a weight that are looked at at once
 
 
 def chunk(weight: Tensor) -> int:
@@ -172,47 +172,55 @@ def _wide(value: Any, spatial: int) -> tuple[int, ...]:
 
 def kernel(reader: Reader, atoms: Sequence[int], values: Tensor, rows: Tensor) -> Tensor:
     """Clause 2: ``(rows, *window)``, for the output channels that ``rows`` names."""
-    return _products(reader, atoms, values, rows, lambda part: part, tuple(reader.weight.shape[2:]))
-
-
-def variances(reader: Reader, atoms: Sequence[int], values: Tensor, rows: Tensor) -> Tensor:
-    """The variance of the correction ``(rows,)``, for independent inputs with these variances."""
-    return _products(
-        reader, atoms, values, rows, lambda part: part.flatten(2).sum(2).square() if part.dim() > 2 else part.square(), ()
-    )
+    found, _ = products(reader, atoms, values, None, rows)
+    return found
 
 
 def gross(reader: Reader, atoms: Sequence[int], values: Tensor, rows: Tensor) -> Tensor:
-    """``sum_a |W[o, a]| values[a]`` ``(rows,)``: 0 where a row hears none of these inputs."""
-    return _products(reader, atoms, values, rows, lambda part: part.abs().flatten(2).sum(2) if part.dim() > 2 else part.abs(), ())
+    """``sum_a |sum_window W[o, a]|**2 values[a]`` ``(rows,)``, with the windows' magnitudes: 0 where a row hears none of these inputs."""
+    _, found = products(reader, atoms, torch.zeros_like(values), values, rows, magnitude=True)
+    return found
 
 
-def _products(
-    reader: Reader,
-    atoms: Sequence[int],
-    values: Tensor,
-    wanted: Tensor,
-    change: Callable[[Tensor], Tensor],
-    window: tuple[int, ...],
-) -> Tensor:
-    """``sum_a change(W)[o, a, *window] c[a]`` in pieces."""
-    weight = reader.weight.detach()
-    result = torch.zeros(len(wanted), *window, dtype=torch.float64)
-    constants = torch.zeros(reader.blocks * weight.shape[1] if reader.dim == 1 else weight.shape[0], dtype=torch.float64)
-    index = torch.tensor(list(atoms), dtype=torch.long)
-    constants[index] = values.to(torch.float64)
+def products(
+    reader: Reader, atoms: Sequence[int], values: Tensor, squares: Tensor | None, rows: Tensor, *, magnitude: bool = False
+) -> tuple[Tensor, Tensor]:
+    """The kernel of constants, and the variance of the correction for independent inputs with variances ``squares``, in pieces."""
+    weight, window = reader.weight.detach(), tuple(reader.weight.shape[2:])
+    used = values != 0 if squares is None else (values != 0) | (squares != 0)
+    index = torch.tensor(list(atoms), dtype=torch.long)[used]
+    constants = values[used].to(torch.float64)
+    spread = torch.zeros_like(constants) if squares is None else squares[used].to(torch.float64)
+    result, variance = torch.zeros(len(rows), *window, dtype=torch.float64), torch.zeros(len(rows), dtype=torch.float64)
+    if not len(index):
+        return result, variance
+
+    def both(part: Tensor) -> tuple[Tensor, Tensor]:
+        """``part``: (rows, atoms, *window)."""
+        flat = part.flatten(2) if part.dim() > 2 else part.unsqueeze(2)
+        total = (constants @ flat).reshape(len(part), *window)
+        if squares is None:
+            return total, variance[:0]
+        summed = flat.abs().sum(2) if magnitude else flat.sum(2)
+        return total, summed.square() @ spread
+
     if reader.blocks == 1:
-        of_rows = weight if reader.out == 0 else weight.transpose(0, 1)  # rows, atoms, window
-        columns = index[values != 0]
-        if not len(columns):
-            return result
-        step = max(1, chunk(weight) // max(1, len(columns) * weight[0, 0].numel()))
-        for start in range(0, len(wanted), step):
-            part = of_rows.index_select(0, wanted[start : start + step].to(weight.device))
-            part = part.index_select(1, columns.to(weight.device)).to("cpu", torch.float64)
-            result[start : start + step] = torch.tensordot(change(part), constants[columns], dims=([1], [0]))
-        return result
-    return _grouped(reader, change(weight.to("cpu", torch.float64)), constants).reshape(reader.width, *window)[wanted]
+        of_rows = weight if reader.out == 0 else weight.transpose(0, 1)
+        step = max(1, chunk(weight) // max(1, weight.shape[reader.dim] * weight[0, 0].numel()))
+        for start in range(0, len(rows), step):
+            part = of_rows.index_select(0, rows[start : start + step].to(weight.device)).index_select(1, index.to(weight.device))
+            total, more = both(part.to("cpu", torch.float64))
+            result[start : start + step] = total
+            if squares is not None:
+                variance[start : start + step] = more
+        return result, variance
+    atoms_of = torch.zeros(2, reader.blocks * weight.shape[1] if reader.dim == 1 else weight.shape[0], dtype=torch.float64)
+    atoms_of[0, index], atoms_of[1, index] = constants, spread
+    wide = weight.to("cpu", torch.float64)
+    summed = wide.abs() if magnitude else wide
+    summed = summed.flatten(2).sum(2) if window else summed
+    result = _grouped(reader, wide, atoms_of[0]).reshape(reader.width, *window)[rows]
+    return result, _grouped(reader, summed.square(), atoms_of[1]).reshape(reader.width)[rows]
 
 
 def _grouped(reader: Reader, weight: Tensor, constants: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from fxprune.absorb.calibrate import measured
 from fxprune.absorb.places import Place, Places, install, rows_of, shape_of
 from fxprune.absorb.propagate import Arrival, Findings, propagate
-from fxprune.absorb.readers import gross, image, interior, kernel, variances
+from fxprune.absorb.readers import gross, image, interior, products
 from fxprune.capture.eager import EagerCaptured
 from fxprune.capture.inputs import Inputs
 from fxprune.errors import InputError
@@ -112,9 +112,9 @@ def _fold(
     apart = arrival.apart.nan_to_num(0.0)
     if not bool((values != 0).any()) and not bool((std > 0).any()) and not bool((apart > 0).any()):
         return None
-    kernels = kernel(reader, arrival.atoms.tolist(), values, rows)
     scatter = torch.maximum(std.nan_to_num(0.0), apart)
-    unsure = float(_deviation(arrival, scatter, rows).max()) if bool((scatter > 0).any()) else 0.0
+    kernels, variance = products(reader, arrival.atoms.tolist(), values, scatter.square(), rows)
+    unsure = float(variance.max().sqrt())
     if not bool((kernels != 0).any()) and unsure == 0:
         return None
     uneven = reader.uneven and bool((kernels != 0).any())
@@ -143,11 +143,6 @@ def _span(arrival: Arrival, i: int) -> int:
     window = arrival.reader.window
     assert window is not None
     return 2 * (window[2][i] * (arrival.reader.weight.shape[2 + i] - 1) + window[0][i] + window[1][i]) + 1
-
-
-def _deviation(arrival: Arrival, std: Tensor, rows: Tensor) -> Tensor:
-    """Clause 3: standard deviation of each row's correction."""
-    return variances(arrival.reader, arrival.atoms.tolist(), std.square(), rows).sqrt()
 
 
 def _write(slim: fx.GraphModule, fold: Fold, kernels: Tensor, correction: Tensor) -> None:

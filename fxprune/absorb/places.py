@@ -190,7 +190,8 @@ def _install(slim: fx.GraphModule, addition: Addition, node: fx.Node, reader: Re
     users = list(node.users)
     with graph.inserting_after(node):
         held = graph.get_attr(addition.name)
-    held.name = f"{node.name}_absorbed_constants"
+    taken = {n.name for n in graph.nodes}
+    held.name = _unused(f"{node.name}_{key}_constants", taken)
     with graph.inserting_after(held):
         if addition.form == "sum":
             more = graph.call_function(operator.add, (node, held))
@@ -199,6 +200,10 @@ def _install(slim: fx.GraphModule, addition: Addition, node: fx.Node, reader: Re
             stride, padding, dilation, output = reader.window
             settings = (stride, padding, dilation, output if reader.transposed else None)
             more = graph.call_function(bordered, (node, node.args[0], held, *settings))
-    more.name = f"{node.name}_absorbed"
+    more.name = _unused(f"{node.name}_{key}", taken)
     for user in users:
         user.replace_input_with(node, more)
+
+
+def _unused(name: str, taken: set[str]) -> str:
+    return next(n for n in (name, *(f"{name}_{i}" for i in range(1, len(taken) + 2))) if n not in taken)

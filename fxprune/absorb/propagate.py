@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from fxprune.absorb.border import bordered
 from fxprune.absorb.contract import contracted
 from fxprune.absorb.fact import Fact, Shape, narrowed, normal, pointwise, settled, small, unknown, wide
 from fxprune.absorb.operators import CONTRACTION, IDENTITY, MOVEMENT, NORM, POINTWISE, POOLING, REDUCTION, Operation, operation
@@ -134,6 +135,9 @@ class _Walk:
             return self.norm(node, module, args, kwargs)
         if name in CONTRACTION:
             return self.contraction(node, what, module, args)
+        if name == "bordered":  # the border map of an earlier round
+            made, image, kernels = args[:3]
+            return settled(bordered(made.mean, image.mean, kernels.detach().to("cpu", torch.float64), *args[3:]), made.std)
         if name in ("getattr", "size", "dim", "numel", "stride"):
             return _plain(what.call(*_means(args), **_means(kwargs)))
         if not facts and not any(isinstance(x, Tensor) for x in torch.utils._pytree.tree_leaves((args, kwargs))):

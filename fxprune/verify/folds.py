@@ -126,16 +126,22 @@ def _fold(site: _Site, copied: nn.Module, memo: Mapping[int, Any], behind: dict[
     elif site.form == "sum":
         spatial = 0 if site.window is None else len(site.window["stride"])
         shape = (-1, *[1] * spatial)
-        behind[site.node.name] = _adding(mark(whole.reshape(shape), None if mask is None else mask.reshape(shape)))
+        added = _adding(mark(whole.reshape(shape), None if mask is None else mask.reshape(shape)))
+        behind[site.node.name] = _after(behind.get(site.node.name), added)
     else:
         assert site.window is not None
-        behind[site.node.name] = _mapping(whole, mask, site.window)
+        behind[site.node.name] = _after(behind.get(site.node.name), _mapping(whole, mask, site.window))
 
 
 def _among(rows: Tensor, count: int) -> Tensor:
     found = torch.zeros(count, dtype=torch.bool)
     found[rows] = True
     return found
+
+
+def _after(first: Behind | None, second: Behind) -> Behind:
+    """Two rounds may add to one node."""
+    return second if first is None else lambda value, image: second(first(value, image), image)
 
 
 def _adding(more: Tensor) -> Behind:

@@ -70,7 +70,7 @@ def slimmed(found: Silenced, absorb: object, *, verify: bool) -> fx.GraphModule 
         return None  # slim() would pin; a plan that is given is an error
 
 
-@share(1.5)
+@share(0.7)
 @given(cases())
 def test_exact_is_the_original(case: Case) -> None:
     found = silenced(case)
@@ -85,7 +85,7 @@ def test_exact_is_the_original(case: Case) -> None:
         assert relative_error(run(slim, more), run(found.model, more)) <= TOLERANCE
 
 
-@share(1)
+@share(0.5)
 @given(cases())
 def test_constants_are_proved_and_state_dicts_fit(case: Case) -> None:
     """Whatever gamma is: the verifier agrees, and a plan with a state dict rebuilds the slim network."""
@@ -113,7 +113,7 @@ def test_many_networks_are_absorbed_exactly() -> None:
     """An absorption that gave up everywhere would pass the properties above."""
     exact: list[bool] = []
 
-    @settings(share(1), derandomize=True, database=None)
+    @settings(share(0.4), derandomize=True, database=None)
     @given(cases(mixing=False))
     def collect(case: Case) -> None:
         found = silenced(replace(case, ratio=0.3, floor=0.1, round_to=1, keep=()))
@@ -122,5 +122,5 @@ def test_many_networks_are_absorbed_exactly() -> None:
             exact.append(fxprune.absorption_of(slim).exact)
 
     collect()
-    assert len(exact) >= 30
+    assert len(exact) >= 15
     assert sum(exact) / len(exact) >= 0.3

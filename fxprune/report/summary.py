@@ -22,10 +22,11 @@ from rich.console import Group
 from torch import Tensor, fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fxprune.api import analyze, plan_of
+from fxprune.api import absorption_of, analyze, plan_of
 from fxprune.capture.clone import same, to_meta
 from fxprune.capture.inputs import Inputs, given, infer
 from fxprune.errors import InputError, PlanMismatchError
+from fxprune.folds import OFF, Absorption
 from fxprune.graph.channels import ChannelGraph, ChannelGroup
 from fxprune.plan import Plan
 from fxprune.provenance.eager import EagerProgram
@@ -151,11 +152,17 @@ def summary(model: nn.Module, example_inputs: Any = None) -> Summary:
         achieved=plan.achieved,
         score=plan.score,
         capture=captured.how,
-        notes=tuple(dict.fromkeys((*graph.notes, *plan.notes))),
+        notes=tuple(dict.fromkeys((*graph.notes, *plan.notes, *_absorbed(model, slim=slim)))),
         reasons=_reasons(graph),
         operators_without_rule=tuple((name, tuple(dict.fromkeys(nodes))) for name, nodes in graph.operators_without_rule.items()),
         slim=slim,
     )
+
+
+def _absorbed(model: nn.Module, *, slim: bool) -> tuple[str, ...]:
+    """What became of the constants of removed channels."""
+    found = absorption_of(model) if slim else Absorption()
+    return () if found.mode == OFF else tuple(str(found).splitlines())
 
 
 def _analyzed(model: Any, example: Any) -> tuple[ChannelGraph, Inputs]:

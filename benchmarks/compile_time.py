@@ -57,7 +57,7 @@ def ours(model: nn.Module, image: Tensor) -> nn.Module:
     """Slim with fxprune; the model stays as it is."""
     import fxprune
 
-    return fxprune.slim(model, RATIO, example_inputs=image, verify=False)
+    return fxprune.slim(model, RATIO, example_inputs=image, absorb=False, verify=False)  # torch-pruning drops constants, too
 
 
 def peer(kind: str) -> Compile:

@@ -1,5 +1,6 @@
 """fxprune: a channel-pruning compiler for PyTorch."""
 
+from fxprune.api import absorption_of as absorption_of
 from fxprune.api import analyze as analyze
 from fxprune.api import apply as apply
 from fxprune.api import plan as plan
@@ -7,6 +8,7 @@ from fxprune.api import plan_of as plan_of
 from fxprune.api import slim as slim
 from fxprune.api import verify as verify
 from fxprune.compare import compare_scores as compare_scores
+from fxprune.eliminate import eliminate_dead_channels as eliminate_dead_channels
 from fxprune.errors import BudgetError as BudgetError
 from fxprune.errors import CaptureError as CaptureError
 from fxprune.errors import FileFormatError as FileFormatError
@@ -19,6 +21,7 @@ from fxprune.errors import PlanMismatchError as PlanMismatchError
 from fxprune.errors import RewriteError as RewriteError
 from fxprune.errors import VerificationError as VerificationError
 from fxprune.errors import WeightError as WeightError
+from fxprune.folds import Absorption as Absorption
 from fxprune.graph.channels import ChannelGraph as ChannelGraph
 from fxprune.graph.channels import ChannelGroup as ChannelGroup
 from fxprune.inference.deploy import deploy as deploy
@@ -34,6 +37,7 @@ from fxprune.solve.budget import Budget as Budget
 
 __version__ = "0.1.0"
 __all__ = [
+    "Absorption",
     "Budget",
     "BudgetError",
     "CaptureError",
@@ -50,11 +54,13 @@ __all__ = [
     "RewriteError",
     "VerificationError",
     "WeightError",
+    "absorption_of",
     "analyze",
     "apply",
     "compare_scores",
     "deploy",
     "diff",
+    "eliminate_dead_channels",
     "load",
     "plan",
     "plan_of",

@@ -7,17 +7,19 @@ smaller ``GraphModule`` or raises.
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, cast
 
 from torch import fx, nn
 
+from fxprune.absorb.stage import Asked, absorbed, asked
 from fxprune.errors import BudgetError, PlanMismatchError
-from fxprune.failsafe import emit_verified
+from fxprune.failsafe import Finish, emit_verified
+from fxprune.folds import Absorption
 from fxprune.graph.channels import ChannelGraph
-from fxprune.pipeline import emit_settled, study, verified, verified_eager
+from fxprune.pipeline import Subject, emit_settled, study, verified, verified_eager
 from fxprune.plan import Plan
 from fxprune.record import attach, entered_by, extended, record_of
 from fxprune.score.data import DataScore, on
@@ -31,6 +33,7 @@ from fxprune.solve.scopes import check_scope
 from fxprune.train.readiness import warn_if_large
 from fxprune.verify import Evidence
 
+Absorb = bool | str | Iterable[Any]
 VERIFIED_PARAMETERS = 300_000_000  # two float64 copies of the weights: up to 5 GB
 
 
@@ -115,15 +118,22 @@ def plan(
 
 @_undisturbed()
 def apply(
-    model: nn.Module, plan: Plan, example_inputs: Any = None, *, absorb: bool = True, verify: bool = True
+    model: nn.Module, plan: Plan, example_inputs: Any = None, *, absorb: Absorb = True, verify: bool = True
 ) -> fx.GraphModule:
     """The slim model that a plan describes, for a fresh or trained instance of the same architecture.
+
+    Args:
+        model: the original; only read.
+        plan: what ``plan`` or ``plan_of`` gave. One that has made a model names the tensors it added, and these are added again.
+        example_inputs: as for ``analyze``.
+        absorb: as for ``slim``.
+        verify: prove the result equal to the masked original.
 
     Raises:
         PlanMismatchError: the plan belongs to another model.
         VerificationError: the slim model does not compute what the masked original computes.
     """
-    del absorb  # in this version what a removed channel still emits is dropped, as the paper does
+    what = asked(absorb)
     if not isinstance(plan, Plan):
         raise PlanMismatchError(
             f"plan must be a fxprune.Plan, got {type(plan).__name__}. Use Plan.from_json() for a JSON text.",
@@ -131,11 +141,21 @@ def apply(
         )
     subject = study(model, example_inputs)
     subject, final, module = emit_settled(subject, lambda _: plan, pin=False)
-    record = extended(model, subject.graph, subject.inputs, final, subject.entered)
-    attach(module, record)
+    final, absorption = _finish(what)(subject, final, module)
+    evidence = None
     if verify:
-        attach(module, replace(record, evidence=verified(subject, module, final)))
+        evidence = verified(subject, module, final, absorption)
+        absorption = replace(absorption, difference=evidence.difference)
+    record = extended(model, subject.graph, subject.inputs, final, subject.entered, absorption)
+    attach(module, replace(record, evidence=evidence))
     return cast("fx.GraphModule", module)
+
+
+def _finish(what: Asked) -> Finish:
+    def finish(subject: Subject, plan: Plan, module: nn.Module) -> tuple[Plan, Absorption]:
+        return absorbed(subject.graph, subject.inputs, plan, module, what)
+
+    return finish
 
 
 def plan_of(slim: nn.Module) -> Plan:
@@ -165,13 +185,17 @@ def slim(
     round_to: int = 1,
     scope: str = "global",
     keep: Sequence[str] = (),
-    absorb: bool = True,
+    absorb: Absorb = True,
     verify: bool = True,
     strict: bool = False,
 ) -> fx.GraphModule:
     """A physically smaller, verified version of ``model``.
 
     Args: see ``analyze`` (model, example_inputs, keep), ``plan`` (ratio, budget, score, floor, round_to, scope) and ``apply`` (verify).
+        absorb: what becomes of the constant that a removed channel still emits (``act(beta)`` where gamma is 0, its expected value elsewhere).
+            True: it goes into the biases and running means of what reads it, right wherever the window sees no zero padding. "exact": and into border
+            maps, right everywhere. A loader (an iterable of batches): as True, with means over these data in the place of expected values. False:
+            it is dropped, as the paper does. ``absorption_of`` reports. An eager module drops it always.
         strict: raise where a plan cannot be verified. Otherwise the group of channels that is to blame stays, and the plan's notes say so.
 
     Verification compares numbers for models of up to ``VERIFIED_PARAMETERS`` parameters; beyond that the slim graph's shapes and channels
@@ -185,7 +209,7 @@ def slim(
     Raises:
         FxpruneError: one of its subclasses; nothing is returned and the model is unchanged.
     """
-    del absorb  # in this version what a removed channel still emits is dropped, as the paper does
+    what = asked(absorb)
     check_asked(ratio, budget)
     subject = study(model, example_inputs, keep)
 
@@ -194,14 +218,34 @@ def slim(
 
     large = sum(t.numel() for t in subject.graph.tensors.values() if isinstance(t, nn.Parameter)) > VERIFIED_PARAMETERS
     if verify and not large:
-        subject, final, module, evidence = emit_verified(subject, decide, strict=strict)
+        subject, final, module, absorption, evidence = emit_verified(subject, decide, strict=strict, finish=_finish(what))
     else:
         subject, final, module = emit_settled(subject, decide, pin=True)
+        final, absorption = _finish(what)(subject, final, module)
         evidence = None
     if verify and large:
         final = replace(final, notes=(*final.notes, f"more than {VERIFIED_PARAMETERS:,} parameters: numbers were not compared"))
-    attach(module, replace(extended(model, subject.graph, subject.inputs, final, subject.entered), evidence=evidence))
+    record = extended(model, subject.graph, subject.inputs, final, subject.entered, absorption)
+    attach(module, replace(record, evidence=evidence))
     return cast("fx.GraphModule", module)
+
+
+def absorption_of(slim: nn.Module) -> Absorption:
+    """What absorption did for a slim module: the constants its readers took, what was lost, the largest difference left.
+
+    Args:
+        slim: what ``slim``, ``apply``, ``load`` or ``eliminate_dead_channels`` returned.
+
+    Returns:
+        An ``Absorption``; ``str`` of it is a report. Names and atoms are the original model's.
+
+    Raises:
+        PlanMismatchError: the module was not made by fxprune.
+    """
+    plan_of(slim)
+    found = record_of(slim)
+    assert found is not None
+    return found.absorption
 
 
 def verify(model: nn.Module, slim: nn.Module, inputs: Any = None) -> Evidence:
@@ -213,4 +257,4 @@ def verify(model: nn.Module, slim: nn.Module, inputs: Any = None) -> Evidence:
     decided = plan_of(slim)
     if not isinstance(slim, fx.GraphModule):
         return verified_eager(model, slim, decided, inputs)
-    return verified(study(model, inputs, (), entered_by(slim)), slim, decided)
+    return verified(study(model, inputs, (), entered_by(slim)), slim, decided, absorption_of(slim))

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from fxprune.errors import BudgetError, UnfaithfulCaptureError, VerificationError
+from fxprune.folds import Absorption
 from fxprune.graph.channels import ChannelGraph, ChannelGroup
 from fxprune.pipeline import Decide, Subject, emit_settled, verified
 from fxprune.plan import Plan
@@ -26,26 +27,36 @@ from fxprune.verify import Evidence
 
 ROUNDS = 16
 
-Proved = tuple[Subject, Plan, nn.Module, Evidence | None]
-Check = Callable[[Subject, nn.Module, Plan], Evidence | None]
+Proved = tuple[Subject, Plan, nn.Module, Absorption, Evidence | None]
+Check = Callable[[Subject, nn.Module, Plan, Absorption], Evidence | None]
+Finish = Callable[[Subject, Plan, nn.Module], tuple[Plan, Absorption]]
 
 
-def emit_verified(subject: Subject, decide: Decide, *, strict: bool, check: Check = verified) -> Proved:
-    """A slim module that was verified, and what the verification saw (clauses 1 to 3).
+def dropped(_subject: Subject, plan: Plan, _module: nn.Module) -> tuple[Plan, Absorption]:
+    """What removed channels emit is dropped: nothing to be finished."""
+    return plan, Absorption()
+
+
+def emit_verified(subject: Subject, decide: Decide, *, strict: bool, check: Check = verified, finish: Finish = dropped) -> Proved:
+    """A slim module that was verified (clauses 1 to 3), after ``finish`` has put the constants of removed channels into it.
+
+    What the verification saw comes last.
 
     Raises:
         VerificationError: in strict mode, or where no group can be found whose channels are to blame.
     """
     for _ in range(ROUNDS):
         settled, decided, module = emit_settled(subject, decide, pin=True)
+        decided, absorption = finish(settled, decided, module)
         try:
-            evidence = check(settled, module, decided)
+            evidence = check(settled, module, decided, absorption)
         except VerificationError as error:
             if strict or isinstance(error, UnfaithfulCaptureError):
                 raise
             subject = _without_blame(settled, decided, decide, check, error)
         else:
-            return settled, decided, module, evidence
+            found = absorption if evidence is None else replace(absorption, difference=evidence.difference)
+            return settled, decided, module, found, evidence
     raise VerificationError(f"no plan could be verified in {ROUNDS} rounds; please report this model.")
 
 
@@ -89,7 +100,7 @@ def _blamed(subject: Subject, groups: list[ChannelGroup], decide: Decide, check:
         if others:
             barred = barred.bar(np.concatenate([g.channels for g in others]), "", "tried without")
         settled, decided, module = emit_settled(replace(subject, graph=barred), _nearest(decide), pin=True)
-        check(settled, module, decided)
+        check(settled, module, decided, Absorption())
 
     while len(groups) > 1:
         half = len(groups) // 2

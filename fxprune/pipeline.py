@@ -28,6 +28,7 @@ from fxprune.capture.inputs import Inputs, given, infer
 from fxprune.capture.objects import held
 from fxprune.capture.tracer import Captured, ChannelTracer, trace
 from fxprune.errors import CaptureError, FxpruneError, InputError, KeepError, RewriteError, UnfaithfulCaptureError
+from fxprune.folds import Absorption
 from fxprune.graph.channels import ChannelGraph, build
 from fxprune.plan import Kept, Plan
 from fxprune.provenance.eager import EagerProgram, private
@@ -319,8 +320,8 @@ def _final(graph: ChannelGraph, removed: Mask, decided: Plan, emitted: Emitted) 
     return replace(decided, kept=ordered(graph, removed, emitted), sizes=sizes(graph))
 
 
-def verified(subject: Subject, slim: nn.Module, decided: Plan) -> Evidence:
-    """Clause 4.
+def verified(subject: Subject, slim: nn.Module, decided: Plan, absorption: Absorption | None = None) -> Evidence:
+    """Clause 4; ``absorption``: what was folded into the slim module.
 
     Raises:
         VerificationError: at the first node that differs.
@@ -335,7 +336,7 @@ def verified(subject: Subject, slim: nn.Module, decided: Plan) -> Evidence:
     if not isinstance(subject.model, fx.GraphModule):
         _same_program(subject.model, program, inputs)
     assert isinstance(slim, fx.GraphModule)
-    return verify_slim(program, slim, decided, inputs.args, dict(inputs.kwargs))
+    return verify_slim(program, slim, decided, inputs.args, dict(inputs.kwargs), absorption=absorption or Absorption())
 
 
 def verified_eager(model: nn.Module, slim: nn.Module, decided: Plan, example_inputs: Any) -> Evidence:

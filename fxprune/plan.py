@@ -7,10 +7,12 @@
    weight), dimension 0 consists of m equal blocks of rows, and atom ``b * shape[dim] + j`` is entry j in the rows of block b.
 4. ``silent[name][dim]`` lists atoms of input axes that stay but are read with weight zero: a layer that is emptied keeps one channel
    that nobody hears, so that what the layer still contributes is a constant and no operator sees an empty tensor.
-5. A plan knows nothing of devices, dtypes or weights. ``Plan.from_json(plan.to_json()) == plan``.
-6. ``ranking`` (ranking.py) tells how the scores lay. It travels with the plan and is no part of what the plan is: two plans that keep the same
+5. ``added`` lists tensors that the slim model has and the original has not (folds.py, clause 4): biases and border maps that take the constants of
+   removed channels. None: not decided yet, the plan has made no model.
+6. A plan knows nothing of devices, dtypes or weights. ``Plan.from_json(plan.to_json()) == plan``.
+7. ``ranking`` (ranking.py) tells how the scores lay. It travels with the plan and is no part of what the plan is: two plans that keep the same
    for the same reason are equal whatever it says.
-7. ``figures`` of a plan made for a budget: per bound ("macs", "params of 'layer4.*'") the numbers "original", "asked" and "achieved"; under
+8. ``figures`` of a plan made for a budget: per bound ("macs", "params of 'layer4.*'") the numbers "original", "asked" and "achieved"; under
    "kept score" what is "achieved" of the "original", the "bound" that no plan of this budget can exceed, and the "gap" between them as a share.
 """
 
@@ -24,6 +26,7 @@ from typing import Any
 from torch import Tensor
 
 from fxprune.errors import PlanMismatchError
+from fxprune.folds import Addition
 from fxprune.ranking import Histogram, Ranking
 from fxprune.slices import Slices, slices
 
@@ -46,8 +49,9 @@ class Plan:
         layout: "coupled" or "selection".
         notes: what a user should know about this plan, one sentence each.
         silent: atoms that are kept but read with weight zero (clause 4).
-        ranking: how the scores lay (clause 6); empty where nobody said.
-        figures: what a budget asked for and what is left (clause 7).
+        added: tensors that are added (clause 5).
+        ranking: how the scores lay (clause 7); empty where nobody said.
+        figures: what a budget asked for and what is left (clause 8).
     """
 
     kept: Kept
@@ -58,6 +62,7 @@ class Plan:
     layout: str = "coupled"
     notes: tuple[str, ...] = field(default=())
     silent: Kept = field(default_factory=dict)
+    added: tuple[Addition, ...] | None = None
     ranking: Ranking = field(default=(), compare=False, repr=False)
     figures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
@@ -84,7 +89,8 @@ class Plan:
         """A state dict of the original, or a part of one, as the slim model's: new tensors, without the original's storage.
 
         What the plan does not name is copied as it is. A tensor that the state dict holds under two names is one: tied weights are
-        cut together and stay tied. The original's parameters that its program never uses come along; the slim model has them not.
+        cut together and stay tied. The original's parameters that its program never uses come along; the slim model has them not. What removed
+        channels emit is not in it: tensors that the plan adds are zeros.
 
         Raises:
             PlanMismatchError: tensors of other shapes, or none that the plan names.
@@ -98,7 +104,11 @@ class Plan:
             key = _storage(tensor)
             if key not in made:
                 made[key] = self.slices(own.get(key, name), tensor.shape).whole(tensor.detach())
-        return {name: made[_storage(tensor)] for name, tensor in state.items()}
+        result = {name: made[_storage(tensor)] for name, tensor in state.items()}
+        for addition in self.added or ():
+            if addition.weight in result:
+                result[addition.name] = result[addition.weight].new_zeros(addition.shape)
+        return result
 
     def to_data(self) -> dict[str, Any]:
         """What ``to_json`` writes, as dicts, lists and plain values."""
@@ -120,6 +130,7 @@ class Plan:
                 for name, dims in self.silent.items()
                 for dim, rows in dims.items()
             ],
+            "added": None if self.added is None else [[a.name, a.node, a.form, a.weight, list(a.shape)] for a in self.added],
             **({"ranking": [histogram.to_data() for histogram in self.ranking]} if self.ranking else {}),
             **figures,
         }
@@ -194,13 +205,26 @@ class Plan:
             _typed(name, str): {_typed(key, str): float(_typed(value, (int, float))) for key, value in own.items()}
             for name, own in data.get("figures", {}).items()
         }
-        return cls(kept, sizes, shares[0], shares[1], _typed(data["score"], str), layout, notes, silent, ranking, figures)
+        score = _typed(data["score"], str)
+        return cls(kept, sizes, shares[0], shares[1], score, layout, notes, silent, _additions(data), ranking, figures)
 
 
 def _storage(tensor: Tensor) -> Any:
     """What two names of one tensor have in common."""
     place = id(tensor) if tensor.is_meta or not tensor.numel() else tensor.data_ptr()
     return tensor.device, place, tuple(tensor.shape), tensor.stride()
+
+
+def _additions(data: Any) -> tuple[Addition, ...] | None:
+    if data.get("added", []) is None:
+        return None
+    added = tuple(
+        Addition(*(_typed(word, str) for word in (name, node, form, weight)), tuple(map(_index, _typed(shape, list))))  # type: ignore[call-arg]
+        for name, node, form, weight, shape in _typed(data.get("added", []), list)
+    )
+    if any(addition.form not in ("bias", "sum", "map") for addition in added):
+        raise PlanMismatchError("this plan is damaged: it adds a tensor in a form that is not known.")
+    return added
 
 
 def _typed(value: Any, kind: Any) -> Any:

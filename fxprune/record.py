@@ -7,18 +7,20 @@
 3. ``origin`` is that of the first original. ``original`` is its program without weights (original.py); a pickled record and an eager
    module's have it not.
 4. ``evidence`` is what the verification of the last round saw; None where none was made.
+5. ``absorption``: what was folded into readers, of all rounds, in the coordinates of the first original.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import fx, nn
 
 from fxprune.capture.inputs import Inputs
 from fxprune.capture.signature import signature
+from fxprune.folds import Absorption, Addition, composed
 from fxprune.graph.channels import ChannelGraph
 from fxprune.origin import Origin, origin
 from fxprune.original import Original, original
@@ -77,6 +79,7 @@ class Record:
     entered: frozenset[Function] = frozenset()
     original: Original | None = None
     evidence: Evidence | None = None
+    absorption: Absorption = field(default_factory=Absorption)
 
     @property
     def origin(self) -> Origin:
@@ -87,17 +90,27 @@ class Record:
         return self  # immutable
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Record, (self.plan, self.rounds, self.source, self.entered, None, self.evidence)
+        return Record, (self.plan, self.rounds, self.source, self.entered, None, self.evidence, self.absorption)
 
 
-def extended(model: nn.Module, graph: ChannelGraph, inputs: Inputs, final: Plan, entered: frozenset[Function]) -> Record:
+def extended(
+    model: nn.Module,
+    graph: ChannelGraph,
+    inputs: Inputs,
+    final: Plan,
+    entered: frozenset[Function],
+    absorption: Absorption | None = None,
+) -> Record:
     """The record of what ``final`` makes of ``model``."""
     before = record_of(model)
+    own = Absorption() if absorption is None else absorption
     if before is None:
         captured = replace(graph.program.captured, root=graph.program.hollow)
         described = signature(inputs, graph.program.captured.root)
-        return Record(final, (final,), Later(lambda: origin(captured, described, entered)), entered, original(graph, described))
-    return Record(compose(before.plan, final), (*before.rounds, final), before.source, entered, before.original)
+        source = Later(lambda: origin(captured, described, entered))
+        return Record(final, (final,), source, entered, original(graph, described), absorption=own)
+    whole = composed(before.absorption, own, before.plan.kept)
+    return Record(compose(before.plan, final), (*before.rounds, final), before.source, entered, before.original, absorption=whole)
 
 
 def attach(slim: nn.Module, record: Record) -> None:
@@ -131,4 +144,15 @@ def compose(first: Plan, second: Plan) -> Plan:
         for dim, atoms in dims.items():
             earlier = silent.setdefault(name, {}).get(dim, ())
             silent[name][dim] = (*earlier, *(first.kept[name][dim][i] for i in atoms))
-    return replace(second, kept=kept, sizes=first.sizes, silent=silent, notes=(*first.notes, *second.notes))
+    added = second.added if first.added is None else (*_narrowed(first.added, second), *(second.added or ()))
+    return replace(second, kept=kept, sizes=first.sizes, silent=silent, notes=(*first.notes, *second.notes), added=added)
+
+
+def _narrowed(added: tuple[Addition, ...], second: Plan) -> tuple[Addition, ...]:
+    """Additions of a first round, with the shapes that a second one leaves them."""
+    found = []
+    for addition in added:
+        kept = second.kept.get(addition.name, {})
+        shape = tuple(len(kept[d]) if d in kept else size for d, size in enumerate(addition.shape))
+        found.append(replace(addition, shape=shape))
+    return tuple(found)

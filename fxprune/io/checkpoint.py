@@ -99,6 +99,7 @@ def slim_checkpoint(
         subject = study(clone(model, found.stand_in), example_inputs, keep, weights=False)
         decide = _given(plan) if isinstance(plan, Plan) else _by_ratio(found, plan, score, floor, round_to)
         subject, final, _ = emit_settled(subject, decide, pin=not isinstance(plan, Plan), weights=False)
+        final = replace(final, added=())  # weights are cut as they are read: what removed channels emit is dropped
         record = extended(model, subject.graph, subject.inputs, final, subject.entered)
         cut = {name: final.slices(found.first.get(name, name), entry.shape) for name, (_, entry) in found.tensors.items()}
         after = {name: Entry(name, entry.dtype, cut[name].shape) for name, (_, entry) in found.tensors.items()}

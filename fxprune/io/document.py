@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from fxprune.errors import FileFormatError, FxpruneError
+from fxprune.folds import Absorption
 from fxprune.io.layout import damaged
 from fxprune.origin import Origin
 from fxprune.plan import Plan
@@ -42,6 +43,7 @@ class Document:
         figures: the report's numbers: ``parameters``, ``original_parameters``, ``bytes``, ``asked``, ``achieved``.
         channels_last: names of tensors that were laid out channels-last.
         complete: clause 3.
+        absorption: what was folded into readers, of all rounds.
         shards: digests of the files that hold the tensors, by name; empty where this file holds them.
         evidence: clause 4.
     """
@@ -55,6 +57,7 @@ class Document:
     complete: bool = True
     shards: Mapping[str, str] = field(default_factory=dict)
     evidence: Evidence | None = None
+    absorption: Absorption = field(default_factory=Absorption)
 
     @property
     def plan(self) -> Plan:
@@ -62,7 +65,7 @@ class Document:
         return reduce(compose, self.rounds)
 
     def record(self) -> Record:
-        return Record(self.plan, self.rounds, self.origin, evidence=self.evidence)
+        return Record(self.plan, self.rounds, self.origin, evidence=self.evidence, absorption=self.absorption)
 
     def text(self) -> str:
         rows: dict[tuple[int, ...], int] = {}
@@ -85,6 +88,7 @@ class Document:
                 "complete": self.complete,
                 "channels_last": list(self.channels_last),
                 "shards": dict(self.shards),
+                "absorption": self.absorption.to_data(),
                 "inputs": origin.inputs,
                 "entered": list(origin.entered),
                 "shapes": {name: list(shape) for name, shape in origin.shapes.items()},
@@ -152,6 +156,7 @@ def document(data: Any, where: str) -> Document:
             data["complete"] is True,
             {str(name): str(digest) for name, digest in data["shards"].items()},
             _evidence(data["evidence"]) if "evidence" in data else None,
+            Absorption.from_data(data["absorption"]) if "absorption" in data else Absorption(),
         )
         if not rounds or origin.fingerprint != data["fingerprint"]:
             raise damaged(where, "its fingerprint is not that of what it describes" if rounds else "it has no plan")

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from fxprune.absorb.places import install
 from fxprune.capture.clone import clone, hollow, named_tensors, walk
 from fxprune.capture.inputs import Inputs, given
 from fxprune.capture.signature import inputs_of
@@ -80,7 +81,15 @@ def described(record: Record, tensors: Mapping[str, Tensor]) -> Document:
         "achieved": record.plan.achieved,
     }
     last = tuple(name for name, tensor in tensors.items() if _memory_format(tensor) is not torch.contiguous_format)
-    return Document(record.origin, record.rounds, __version__, figures=figures, channels_last=last, evidence=record.evidence)
+    return Document(
+        record.origin,
+        record.rounds,
+        __version__,
+        figures=figures,
+        channels_last=last,
+        evidence=record.evidence,
+        absorption=record.absorption,
+    )
 
 
 def _memory_format(tensor: Tensor) -> torch.memory_format:
@@ -189,6 +198,8 @@ def _rebuilt(model: nn.Module, saved: Document, example: Any, where: str) -> tup
                     got=other,
                 )
         _, final, current = emit_settled(subject, _decided(plan), pin=False)
+        if isinstance(current, fx.GraphModule):
+            install(current, subject.graph.program.captured, final)
         if not _same_order(plan, final):
             raise PlanMismatchError(
                 f"the channels of {where} stand in another order than this version of fxprune gives them. "

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -22,10 +22,11 @@ from rich.console import Group
 from torch import Tensor, fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fxprune.api import analyze, plan_of
+from fxprune.api import absorption_of, analyze, plan_of
 from fxprune.capture.clone import same, to_meta
 from fxprune.capture.inputs import Inputs, given, infer
 from fxprune.errors import InputError, PlanMismatchError
+from fxprune.folds import OFF
 from fxprune.graph.channels import ChannelGraph, ChannelGroup
 from fxprune.plan import Plan
 from fxprune.provenance.eager import EagerProgram
@@ -132,7 +133,8 @@ def summary(model: nn.Module, example_inputs: Any = None) -> Summary:
         plan, slim = plan_of(model), True
     except PlanMismatchError:
         plan, slim = Plan({}, {}), False
-    return summed(graph, inputs, plan, slim=slim)
+    found = summed(graph, inputs, plan, slim=slim)
+    return replace(found, notes=(*found.notes, *_absorbed(model))) if slim else found
 
 
 def summed(graph: ChannelGraph, inputs: Inputs, plan: Plan, *, slim: bool) -> Summary:
@@ -164,6 +166,12 @@ def summed(graph: ChannelGraph, inputs: Inputs, plan: Plan, *, slim: bool) -> Su
         slim=slim,
         figures=plan.figures,
     )
+
+
+def _absorbed(model: nn.Module) -> tuple[str, ...]:
+    """What became of the constants of removed channels."""
+    found = absorption_of(model)
+    return () if found.mode == OFF else tuple(str(found).splitlines())
 
 
 def analyzed(model: Any, example: Any) -> tuple[ChannelGraph, Inputs]:

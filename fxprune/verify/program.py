@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,6 +25,7 @@ class Program:
         values: the values that still have a reader, by node.
         position: the index of the next node to run.
         noise: the name of the first node that drew random numbers, empty if none has.
+        behind: what is added to the values of nodes before anybody reads them (folds.py, clause 2), by name.
     """
 
     def __init__(self, graph: fx.Graph, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], title: str) -> None:
@@ -36,6 +37,7 @@ class Program:
         self.values: dict[fx.Node, Any] = {}
         self.position = 0
         self.noise = ""
+        self.behind: Mapping[str, Callable[[Tensor, Any], Tensor]] = {}
         self.mode: OneDtype = OneDtype(torch.float64)
         last: dict[fx.Node, fx.Node] = {}
         for node in self.nodes:
@@ -75,6 +77,10 @@ class Program:
                 got=type(error).__name__,
             )
             raise located(problem, node) from error
+        read = value
+        if node.name in self.behind:
+            with self.mode:
+                read = self.behind[node.name](value, self.values[node.all_input_nodes[0]])
         if isinstance(self.mode, Masked):
             self.mode.flight.clear()
         if self.mode.drawn and not self.noise:
@@ -82,7 +88,7 @@ class Program:
         for argument in self.dying.get(node, ()):
             self.values.pop(argument, None)
         if node.users:
-            self.values[node] = value
+            self.values[node] = read
         return node, value
 
     def _run(self, node: fx.Node) -> Any:

@@ -2,23 +2,28 @@
 
 1. Both programs run in lockstep on the same inputs, in one dtype, in eval mode. Values are freed after their last reader.
 2. Two nodes correspond if they have the same name; their values are compared as ``compare`` says.
-3. The first node, in the original's order, that differs, cannot run or shows that the plan is illegal is named in the error.
+3. What absorption put into the slim program is put into the masked one, after it was worked out anew (folds.py); then outputs are also
+   compared with the original's own.
+4. The first node, in the original's order, that differs, cannot run or shows that the plan is illegal is named in the error.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import fx
 
 from fxprune.errors import VerificationError
+from fxprune.folds import OFF, Absorption
 from fxprune.plan import Plan
 from fxprune.verify.call import tensors
 from fxprune.verify.compare import Comparison
+from fxprune.verify.folds import check_exact, difference, fold_state
 from fxprune.verify.masked import Masked, OneDtype, mask_state
 from fxprune.verify.program import Program, copied_inputs, located, quiet
 from fxprune.verify.replica import replica
@@ -42,6 +47,8 @@ class Evidence:
         worst_error: its error.
         outputs_empty: how many of the outputs have no elements (a detector that found nothing): they are no evidence, the nodes are.
         nodes_settled: names of calls that decided upon rounding, a tie or a value at a threshold (clause 7 of ``compare``).
+        difference: largest relative difference of the outputs to those of the ORIGINAL, what removal and absorption leave together; NaN:
+            not measured (``absorb=False``).
     """
 
     max_relative_error: float
@@ -56,6 +63,7 @@ class Evidence:
     worst_error: float
     outputs_empty: int = 0
     nodes_settled: tuple[str, ...] = ()
+    difference: float = math.nan
 
     def __str__(self) -> str:
         """One line for people."""
@@ -100,8 +108,19 @@ def verify_slim(
     *,
     dtype: torch.dtype | str = torch.float64,
     rtol: float = 1e-9,
+    absorption: Absorption | None = None,
 ) -> Evidence:
     """Hold the slim program against the masked original; neither module is changed.
+
+    Args:
+        original: the captured program.
+        slim: the slim program.
+        plan: what was removed.
+        args: positional example inputs.
+        kwargs: example inputs by name.
+        dtype: what both programs are computed in.
+        rtol: how much outputs may differ, relative.
+        absorption: what was folded into the slim program (clause 3).
 
     Raises:
         VerificationError: at the first node that differs, cannot run, or shows that the plan is illegal.
@@ -110,13 +129,34 @@ def verify_slim(
     began = time.perf_counter()
     dtype = floating_dtype(dtype)
     with quiet():
-        masked = _masked_program(original, plan, args, kwargs or {}, dtype)
+        folded = Absorption() if absorption is None else absorption
+        masked = _masked_program(original, plan, args, kwargs or {}, dtype, slim, folded)
         small, _ = replica(slim, dtype)
         other = Program(slim.graph, small, copied_inputs(args, dtype), copied_inputs(kwargs or {}, dtype), "slim")
         other.mode = OneDtype(dtype)
         state = [*masked.module.parameters(), *tensors([masked.args, masked.kwargs])]
         result = _lockstep(masked, other, Comparison(plan, rtol, state))
-    return evidence_of(result, dtype, time.perf_counter() - began)
+        apart = math.nan
+        if folded.mode != OFF and not result.noise:
+            whole = Program(original.graph, replica(original, dtype)[0], *_calls(args, kwargs or {}, dtype), "original")
+            whole.mode = OneDtype(dtype)
+            again = Program(slim.graph, small, *_calls(args, kwargs or {}, dtype), "slim")
+            again.mode = OneDtype(dtype)
+            apart = difference(_output(again), _output(whole))
+            if folded.exact:
+                check_exact(apart, slim, rtol)
+    return replace(evidence_of(result, dtype, time.perf_counter() - began), difference=apart)
+
+
+def _calls(args: tuple[Any, ...], kwargs: Mapping[str, Any], dtype: torch.dtype) -> tuple[Any, Any]:
+    return copied_inputs(args, dtype), copied_inputs(kwargs, dtype)
+
+
+def _output(program: Program) -> Any:
+    value: Any = None
+    while not program.done:
+        _, value = program.step()
+    return value
 
 
 def evidence_of(result: Comparison, dtype: torch.dtype, seconds: float) -> Evidence:
@@ -147,11 +187,19 @@ def floating_dtype(dtype: torch.dtype | str) -> torch.dtype:
 
 
 def _masked_program(
-    original: fx.GraphModule, plan: Plan, args: tuple[Any, ...], kwargs: Mapping[str, Any], dtype: torch.dtype
+    original: fx.GraphModule,
+    plan: Plan,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    dtype: torch.dtype,
+    slim: fx.GraphModule | None = None,
+    absorption: Absorption | None = None,
 ) -> Program:
     copied, memo = replica(original, dtype)
     mask_state(original, plan, memo)
+    behind = {} if slim is None else fold_state(original, copied, memo, slim, plan, absorption or Absorption())
     program = Program(original.graph, copied, copied_inputs(args, dtype), copied_inputs(kwargs, dtype), "masked original")
+    program.behind = behind
     state = [*copied.parameters(), *copied.buffers()]
     program.mode = Masked(dtype, plan.layout == "selection", lambda: [*program.tensors(), *state])
     return program

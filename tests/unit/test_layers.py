@@ -13,11 +13,18 @@ import fxprune
 ROOT = Path(fxprune.__file__).parent
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py"))
 # From the ground up; a room imports itself and what stands below it.
-STAGES = ("errors", "slices", "ranking", "plan", "capture", "provenance", "graph", "score", "solve", "rewrite")
-GROUND = {"errors": set[str](), "slices": {"errors"}, "ranking": set[str](), "plan": {"errors", "slices", "ranking"}}
+STAGES = ("errors", "slices", "folds", "ranking", "plan", "capture", "provenance", "graph", "score", "solve", "rewrite")
+GROUND = {
+    "errors": set[str](),
+    "slices": {"errors"},
+    "folds": set[str](),
+    "ranking": set[str](),
+    "plan": {"errors", "slices", "folds", "ranking"},
+}
 # Rooms beside the tower, and all they may import.
 BESIDE = {
-    "verify": {"errors", "plan", "verify"},
+    "verify": {"errors", "folds", "plan", "verify"},
+    "absorb": {"errors", "folds", "plan", "capture", "provenance", "graph", "solve", "absorb"},
     "zoo": {"errors", "zoo"},
     "data": {"errors", "data"},
     "train": {"errors", "plan", "graph", "score", "train"},
@@ -37,7 +44,7 @@ BESIDE = {
 ENTRIES = ("train/averaged.py", "train/recipe/", "train/__main__.py")
 # What stands beside the entry points, and composes the pipeline to measure what comes out of it.
 ENTRANCES = frozenset(
-    "demo __init__ reporting cli api pipeline failsafe io sparse reconstruct __main__ compare sensitivity latency".split()
+    "demo __init__ reporting cli api pipeline failsafe eliminate io sparse reconstruct __main__ compare sensitivity latency".split()
 )
 COMPOSING = ("compare", "sensitivity", "latency")
 LONGEST = 400

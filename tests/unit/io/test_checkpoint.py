@@ -87,7 +87,7 @@ def test_a_ratio(case: tuple[Any, Tensor], piece: int, tmp_path: Path, monkeypat
     (tmp_path / "in").mkdir()
     sharded(model, tmp_path / "in")
     done = fxprune.io.slim_checkpoint(tmp_path / "in", tmp_path / "out", 0.4, empty(build), x)
-    slim = fxprune.slim(model, 0.4, x)
+    slim = fxprune.slim(model, 0.4, x, absorb=False)
     assert done.plan == fxprune.plan_of(slim)
     assert done.unknown == ()
     state = slim.state_dict()
@@ -113,7 +113,7 @@ def test_a_plan_and_a_single_file(case: tuple[Any, Tensor], tmp_path: Path) -> N
     plan = fxprune.plan(fxprune.analyze(model, x), 0.3, score="random", floor=0)
     safetensors.torch.save_file(distinct(model), tmp_path / "in.safetensors")
     done = fxprune.io.slim_checkpoint(tmp_path / "in.safetensors", tmp_path / "out.safetensors", plan, empty(build), x)
-    slim = fxprune.apply(model, plan, x)
+    slim = fxprune.apply(model, plan, x, absorb=False)
     loaded = fxprune.load(empty(build), tmp_path / "out.safetensors")
     assert torch.equal(run(loaded, x), run(slim, x))
     assert done.plan.kept == fxprune.plan_of(slim).kept

@@ -1,0 +1,389 @@
+"""Constants through the original program: what is known of every value, and what arrives at every reader.
+
+1. The captured program is walked once, node by node, on facts (fact.py); shapes are those the analysis found, so a node of which nothing is known
+   is not run. Nothing here knows of pixels, except where a constant differs from pixel to pixel.
+2. *Sources*. A batch norm with statistics of its own: a channel with gamma = 0 is beta; one whose input is constant is that constant, scaled; one
+   that goes has the expected value beta and the standard deviation |gamma| (its running statistics are those of its input). A contraction's
+   output channel is constant if every input it has a weight for is.
+3. At a reader the facts about its removed input channels are taken down (``Arrival``), one number per channel; where a constant differs from
+   pixel to pixel, the middle one, and by how much the others differ.
+4. A node without a rule, or one that mixes channels (a mean over channels, a softmax, a product of two values), ends the constants of
+   the removed channels it meets: a loss.
+5. An in-place operator gives its operand another value; other names of the same memory are unknown from there on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from fxprune.absorb.border import bordered
+from fxprune.absorb.contract import contracted
+from fxprune.absorb.fact import Fact, Shape, narrowed, normal, pointwise, settled, small, unknown, wide
+from fxprune.absorb.operators import CONTRACTION, IDENTITY, MOVEMENT, NORM, POINTWISE, POOLING, REDUCTION, Operation, operation
+from fxprune.absorb.readers import Reader, reader
+from fxprune.folds import Loss
+from fxprune.graph.channels import ChannelGraph
+from fxprune.plan import Kept
+from fxprune.provenance.factor import Ids, Mask, Value
+from fxprune.provenance.interpret import attribute
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Arrival:
+    """Clause 3: removed atoms of a reader's input side and what arrives there: NaN where it is not known."""
+
+    reader: Reader
+    shape: Shape
+    atoms: Ids
+    mean: Tensor
+    std: Tensor
+    apart: Tensor
+
+
+@dataclass(slots=True)
+class Findings:
+    """The arrivals and losses of a program, in its order. ``met``: components at nodes that end constants (clause 4), with the node."""
+
+    arrivals: list[Arrival] = field(default_factory=list)
+    losses: list[Loss] = field(default_factory=list)
+    met: list[tuple[str, Ids]] = field(default_factory=list)
+
+
+def propagate(graph: ChannelGraph, gone: Mask, silent: Kept, *, expected: bool = True, everywhere: bool = False) -> Findings:
+    """Clauses 1 to 5.
+
+    Args:
+        graph: the original's.
+        gone: per component, whether it is removed; ``silent``: atoms that are read with weight zero.
+        silent: see above.
+        expected: channels with gamma != 0 have an expected value; otherwise they are not known.
+        everywhere: look at channels that stay, too, as if all of them could go.
+    """
+    return _Walk(graph, gone, silent, expected, everywhere).run()
+
+
+class _Walk:
+    """One walk over the program; all that changes while it is under way."""
+
+    def __init__(self, graph: ChannelGraph, gone: Mask, silent: Kept, expected: bool, everywhere: bool) -> None:
+        self.graph, self.expected, self.everywhere = graph, expected, everywhere
+        self.captured = graph.program.captured
+        self.modules = dict(self.captured.modules)
+        self.names = {id(t): name for name, t in self.captured.tensors.items()}
+        self.axes = {(a.name, a.dim): a for a in graph.axes}
+        component = graph.closed.component
+        heard = gone.copy()
+        for name, dims in silent.items():
+            for dim, atoms in dims.items():
+                axis = self.axes[name, dim]
+                heard[component[axis.start + np.array(atoms, np.int64)]] = True
+        self.dead = np.ones_like(heard) if everywhere else heard
+        self.env: dict[fx.Node, Any] = {}
+        self.alias: dict[fx.Node, set[fx.Node]] = {}
+        self.seen: dict[int, Ids] = {}
+        self.found = Findings()
+
+    def run(self) -> Findings:
+        with torch.no_grad():
+            for node in self.captured.graph.nodes:
+                if node.op != "output":
+                    self.env[node] = self.step(node)
+        return self.found
+
+    # ---- values ----
+
+    def blank(self, node: fx.Node) -> Any:
+        """Nothing is known of what a node computes."""
+        return torch.utils._pytree.tree_map(
+            lambda leaf: unknown(leaf.shape) if isinstance(leaf, Value) else leaf, self.graph.nodes[node.name]
+        )
+
+    def of(self, part: Any) -> Any:
+        return fx.node.map_aggregate(part, lambda leaf: self.env[leaf] if isinstance(leaf, fx.Node) else leaf)
+
+    def step(self, node: fx.Node) -> Any:
+        if node.op == "placeholder":
+            return self.blank(node)
+        if node.op == "get_attr":
+            return attribute(self.captured.root, str(node.target))
+        module = None
+        if node.op == "call_module":
+            module = self.modules.get(str(node.target)) or self.captured.root.get_submodule(str(node.target))
+        what = operation(node, module)
+        args, kwargs = self.of(node.args), self.of(node.kwargs)
+        leaves = torch.utils._pytree.tree_leaves((args, kwargs))
+        facts = [leaf for leaf in leaves if isinstance(leaf, Fact)]
+        try:
+            result = self.ruled(node, what, module, args, kwargs, facts)
+        except Exception:  # noqa: BLE001 - whatever a node needs that constants do not have, nothing is known behind it
+            result = None
+        if result is None:
+            result = self.ended(node, what)
+        self.remember(node, what, result)
+        return result
+
+    def ruled(self, node: fx.Node, what: Operation, module: nn.Module | None, args: Any, kwargs: Any, facts: list[Fact]) -> Any:
+        """What is known of a node's result; None: it has no rule."""
+        name = what.name
+        if name in NORM:
+            return self.norm(node, module, args, kwargs)
+        if name in CONTRACTION:
+            return self.contraction(node, what, module, args)
+        if name == "bordered":  # the border map of an earlier round
+            made, image, kernels = args[:3]
+            return settled(bordered(made.mean, image.mean, kernels.detach().to("cpu", torch.float64), *args[3:]), made.std)
+        if name in ("getattr", "size", "dim", "numel", "stride"):
+            return _plain(what.call(*_means(args), **_means(kwargs)))
+        if not facts and not any(isinstance(x, Tensor) for x in torch.utils._pytree.tree_leaves((args, kwargs))):
+            return what.call(*args, **kwargs)
+        if name not in IDENTITY and name not in POINTWISE and name not in MOVEMENT | POOLING | REDUCTION:
+            return None
+        if name in REDUCTION and self.vanished(node):
+            return None
+        if not any(fact.known for fact in facts):
+            return self.blank(node)
+        if name in IDENTITY:
+            return args[0]
+        if name in POINTWISE:
+            return self.pointwise(what, module, args, kwargs)
+        return self.moved(node, what, module, args, kwargs)
+
+    def pointwise(self, what: Operation, module: nn.Module | None, args: Any, kwargs: Any) -> Any:
+        call: Callable[..., Any] = what.call
+        if isinstance(module, nn.PReLU):
+            args, call = (args[0], module.weight), torch.prelu
+        if what.name == "prelu":
+            weight = args[1]
+            if weight.numel() > 1:
+                shape = [1] * args[0].mean.dim()
+                shape[1] = -1
+                args = (args[0], weight.reshape(shape))
+            return pointwise(what.name, lambda x, w: torch.where(x > 0, x, x * w), tuple(args), {})
+        if any(isinstance(v, (Fact, Tensor)) for v in kwargs.values()):
+            return None
+        given = kwargs
+        if what.inplace and "inplace" in kwargs:
+            given = {key: value for key, value in kwargs.items() if key != "inplace"}
+        return pointwise(what.name, lambda *a: call(*a, **given), tuple(args), what.settings, inplace=what.inplace)
+
+    def moved(self, node: fx.Node, what: Operation, module: nn.Module | None, args: Any, kwargs: Any) -> Any:
+        """Data movement, pooling and reductions."""
+        fact = args[0]
+        expected = self.graph.nodes[node.name]
+        if what.name in POOLING and isinstance(fact, Fact) and isinstance(expected, Value):
+            spatial = range(2, len(fact.shape))
+            if all(narrowed(fact.mean).shape[d] == 1 for d in spatial) and not _counts_padding(what.name, node, module):
+                return small(narrowed(fact.mean), fact.std, expected.shape)
+        if what.name in ("cat", "concat", "concatenate"):
+            made = _joined(args, kwargs)
+            if made is not None:
+                return made
+
+        def run(part: Callable[[Fact], Tensor]) -> Any:
+            def pick(leaf: Any) -> Any:
+                return part(leaf) if isinstance(leaf, Fact) else leaf
+
+            a, k = fx.node.map_aggregate((args, kwargs), pick)
+            return what.call(*a, **k)
+
+        means = run(lambda f: f.mean)
+        if all(f.certain for f in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(f, Fact)):
+            return _facts(means, None)
+        return _facts(means, run(lambda f: _full_rank(f.std, f.mean).expand(f.shape)))
+
+    # ---- sources and readers ----
+
+    def norm(self, node: fx.Node, module: nn.Module | None, args: Any, kwargs: Any) -> Any:
+        """Clause 2."""
+        x = args[0]
+        if isinstance(module, nn.modules.batchnorm._NormBase):
+            given: dict[str, Any] = {
+                "mean": module.running_mean,
+                "var": module.running_var,
+                "weight": module.weight,
+                "bias": module.bias,
+                "eps": module.eps,
+            }
+        else:
+            order = ("mean", "var", "weight", "bias", "training", "momentum", "eps")
+            named = {"running_mean": "mean", "running_var": "var"}
+            given = {"weight": None, "bias": None, "eps": 1e-5, **dict(zip(order, args[1:], strict=False))}
+            given.update({named.get(key, key): value for key, value in kwargs.items()})
+            if given.get("training") is True:
+                return None
+        channels = x.shape[1]
+        shape = (1, channels, *[1] * (len(x.shape) - 2))
+
+        def vector(key: str, default: float) -> Tensor:
+            value = given.get(key)
+            filled = torch.full((channels,), default, dtype=torch.float64)
+            return (filled if value is None else value.detach().to("cpu", torch.float64)).reshape(shape)
+
+        gamma, beta = vector("weight", 1.0), vector("bias", 0.0)
+        own = torch.from_numpy(self.channels_dead(node, channels)).reshape(shape) & torch.tensor(self.expected)
+        dark = gamma == 0
+        mean = torch.where(dark | own, beta, torch.nan)
+        std = torch.where(own & ~dark, gamma.abs(), 0.0)
+        instance = isinstance(module, nn.modules.instancenorm._InstanceNorm) or given.get("mean") is None
+        if x.known and not instance:
+            known = narrowed(x.mean)
+            sure = ~known.isnan() & (_full_rank(x.std, known) == 0) & ~dark
+            scale = gamma / torch.sqrt(vector("var", 1.0) + given["eps"])
+            exact = (known - vector("mean", 0.0)) * scale + beta
+            mean, std = torch.where(sure, exact, mean), torch.where(sure, 0.0, std)
+        return normal(mean, std, x.shape, node.name)
+
+    def channels_dead(self, node: fx.Node, channels: int) -> Mask:
+        """Which channels (dimension 1) of a node's value go."""
+        dead = np.zeros(channels, np.bool_)
+        for ids in self.graph.nodes[node.name].factors:
+            if ids.shape[1] == channels and ids.size == channels:
+                dead |= self.dead[self.graph.closed.component[ids.ravel()]] & (ids.ravel() != 0)
+        return dead
+
+    def contraction(self, node: fx.Node, what: Operation, module: nn.Module | None, args: Any) -> Any:
+        """Clauses 2 and 3."""
+        x = args[0]
+        if not isinstance(x, Fact):
+            return None
+        found = reader(node, what, module, self.names, len(x.shape), self.env)
+        if found is None:
+            return None
+        atoms = self.atoms_dead(found.name, found.dim)
+        if len(atoms):
+            self.found.arrivals.append(_arrival(found, x, atoms))
+        bias = self.captured.tensors.get(found.bias)
+        return contracted(found, x, bias, self.graph.nodes[node.name].shape)
+
+    def atoms_dead(self, name: str, dim: int) -> Ids:
+        axis = self.axes.get((name, dim))
+        if axis is None:
+            return np.zeros(0, np.int64)
+        return np.flatnonzero(self.dead[self.graph.closed.component[axis.start : axis.start + axis.size]])
+
+    # ---- ends ----
+
+    def components(self, node: fx.Node) -> Ids:
+        """The removed components of a node's value."""
+        values = torch.utils._pytree.tree_leaves(self.graph.nodes[node.name])
+        parts = [np.zeros(0, np.int64)]
+        for ids in (ids for value in values if isinstance(value, Value) for ids in value.factors):
+            if id(ids) not in self.seen:
+                found = np.unique(self.graph.closed.component[ids])
+                self.seen[id(ids)] = found[self.dead[found]]
+            parts.append(self.seen[id(ids)])
+        return np.unique(np.concatenate(parts))
+
+    def vanished(self, node: fx.Node) -> bool:
+        """Removed channels of an operand are not there in the result any more."""
+        before = np.unique(np.concatenate([self.components(n) for n in node.all_input_nodes]))
+        return not np.isin(before, self.components(node)).all()
+
+    def ended(self, node: fx.Node, what: Operation) -> Any:
+        """Clause 4."""
+        operands = [n for n in node.all_input_nodes if isinstance(self.env.get(n), (Fact, Tensor, tuple, list))]
+        met = [self.components(n) for n in operands]
+        here = np.unique(np.concatenate(met)) if met else np.zeros(0, np.int64)
+        if len(here):
+            called = what.name or getattr(what.call, "__name__", type(what.call).__name__)
+            self.found.met.append((node.name, here))
+            if not self.everywhere:
+                self.found.losses.append(Loss(node.name, f"nothing is known of constants behind {called!r}", len(here)))
+        if what.inplace or not getattr(what.call, "__module__", "torch").startswith(("torch", "_operator", "math", "builtins")):
+            for operand in node.all_input_nodes:
+                self.forget(operand)
+        return self.blank(node)
+
+    def remember(self, node: fx.Node, what: Operation, result: Any) -> None:
+        """Clause 5."""
+        first = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
+        group = {node}
+        if first is not None and (what.inplace or what.name in IDENTITY | MOVEMENT):
+            group |= self.alias.setdefault(first, {first})
+        for member in group:
+            self.alias[member] = group
+        if what.inplace and first is not None:
+            fits = isinstance(result, Fact) and isinstance(self.env[first], Fact) and result.shape == self.env[first].shape
+            for member in group - {node}:
+                self.forget(member)
+            if fits:
+                self.env[first] = result
+
+    def forget(self, node: fx.Node) -> None:
+        if isinstance(self.env.get(node), (Fact, tuple, list)):
+            self.env[node] = self.blank(node)
+
+
+def _arrival(found: Reader, x: Fact, atoms: Ids) -> Arrival:
+    """Clause 3."""
+    narrow = narrowed(x.mean)
+    std = _full_rank(x.std, narrow).expand(wide(x.std.shape, narrow.shape))
+    size = x.shape[found.channel]
+    lines = narrow.movedim(found.channel, 0).reshape(narrow.shape[found.channel], -1)
+    middle = tuple(slice(None) if d == found.channel else slice(s // 2, s // 2 + 1) for d, s in enumerate(narrow.shape))
+    mean = narrow[middle].reshape(-1).expand(size)
+    apart = torch.maximum((lines.amax(1).expand(size) - mean).abs(), (lines.amin(1).expand(size) - mean).abs())
+    spread = std.movedim(found.channel, 0).reshape(std.shape[found.channel], -1).amax(1).expand(size)
+    index = torch.from_numpy(atoms)
+    return Arrival(found, x.shape, atoms, mean[index], spread[index], apart[index])
+
+
+def _means(part: Any) -> Any:
+    def mean(leaf: Any) -> Any:
+        return leaf.mean if isinstance(leaf, Fact) else leaf
+
+    return fx.node.map_aggregate(part, mean)
+
+
+def _plain(result: Any) -> Any:
+    """A result without tensors, or None."""
+    return None if any(isinstance(x, Tensor) for x in torch.utils._pytree.tree_leaves(result)) else result
+
+
+def _full_rank(std: Tensor, like: Tensor) -> Tensor:
+    return std.reshape((1,) * (like.dim() - std.dim()) + tuple(std.shape)) if std.dim() < like.dim() else std
+
+
+def _facts(means: Any, stds: Any) -> Any:
+    """The facts of a result that was computed on means and on standard deviations."""
+    if isinstance(means, Tensor):
+        return settled(means, torch.zeros((1,) * means.dim(), dtype=torch.float64) if stds is None else stds)
+    if isinstance(means, (tuple, list)):
+        return type(means)(_facts(m, None if stds is None else stds[i]) for i, m in enumerate(means))
+    return means
+
+
+def _joined(args: Any, kwargs: Any) -> Fact | None:
+    """A concatenation, without laying constants out over pixels."""
+    parts = args[0]
+    dim = int(args[1] if len(args) > 1 else kwargs.get("dim", kwargs.get("axis", 0)))
+    if not all(isinstance(p, Fact) for p in parts) or len({len(p.shape) for p in parts}) > 1:
+        return None
+    dim %= len(parts[0].shape)
+    smalls = [narrowed(p.mean) for p in parts]
+    if any(s.shape[d] > 1 for s in smalls for d in range(s.dim()) if d != dim):
+        return None
+    shape = list(parts[0].shape)
+    shape[dim] = sum(p.shape[dim] for p in parts)
+    line = [1] * len(shape)
+
+    def laid(t: Tensor, part: Fact) -> Tensor:
+        line[dim] = part.shape[dim]
+        return _full_rank(t, part.mean).expand(line)
+
+    mean = torch.cat([laid(s, p) for s, p in zip(smalls, parts, strict=True)], dim)
+    return small(mean, torch.cat([laid(p.std, p) for p in parts], dim), shape)
+
+
+def _counts_padding(name: str, node: fx.Node, module: nn.Module | None) -> bool:
+    """An average that counts zeros of a padding in."""
+    if not name.startswith("avg"):
+        return False
+    padding: Any = getattr(module, "padding", node.kwargs.get("padding", node.args[3] if len(node.args) > 3 else 0))
+    return any(padding) if isinstance(padding, (tuple, list)) else padding != 0

@@ -1,0 +1,158 @@
+"""The stage: constants found, folded, and written into the slim module.
+
+1. ``absorbed`` walks the original (propagate.py), gives every reader what is known of its removed inputs, and changes the slim module in place: its
+   biases, running means and additions. The weights it emitted stay what they are.
+2. Values of channels with gamma != 0 are expected values, or means over data (calibrate.py); constants that are certain are taken as they are.
+3. What a fold leaves is estimated in units of the reader's output: at the border, the difference between the interior's correction and what
+   the padded image gives; and one standard deviation of the correction, removed channels taken as independent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxprune.absorb.calibrate import measured
+from fxprune.absorb.places import Place, Places, install, rows_of, shape_of
+from fxprune.absorb.propagate import Arrival, Findings, propagate
+from fxprune.absorb.readers import gross, image, interior, products
+from fxprune.capture.eager import EagerCaptured
+from fxprune.capture.inputs import Inputs
+from fxprune.errors import InputError
+from fxprune.folds import EXACT, INTERIOR, MODES, OFF, Absorption, Addition, Fold, Loss
+from fxprune.graph.channels import ChannelGraph
+from fxprune.plan import Plan
+from fxprune.provenance.interpret import attribute
+from fxprune.solve.plans import removed_channels
+
+CLOSED, DATA = "closed form", "data"
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What ``absorb=`` means."""
+
+    mode: str
+    loader: Iterable[Any] | None = None
+
+
+def asked(absorb: Any) -> Asked:
+    """Read ``absorb=``: True, False, "exact", or an iterable of batches.
+
+    Raises:
+        InputError: anything else.
+    """
+    if absorb is True or absorb is False:
+        return Asked(INTERIOR if absorb else OFF)
+    if isinstance(absorb, str) and absorb == EXACT:
+        return Asked(EXACT)
+    if isinstance(absorb, Iterable) and not isinstance(absorb, (str, bytes, torch.Tensor)):
+        return Asked(INTERIOR, absorb)
+    raise InputError(
+        f"absorb must be True, False, 'exact' or a loader (an iterable of batches), got {absorb!r}.",
+        expected=(True, False, EXACT, "a loader"),
+        got=absorb,
+    )
+
+
+def absorbed(graph: ChannelGraph, inputs: Inputs, plan: Plan, slim: nn.Module, what: Asked) -> tuple[Plan, Absorption]:
+    """Clauses 1 to 3; the plan comes back with what was added."""
+    if not isinstance(slim, fx.GraphModule) or isinstance(graph.program.captured, EagerCaptured):
+        loss = Loss("", "an eager module has no graph to walk; removed channels were dropped", 0)
+        return plan, Absorption(what.mode, "", (), () if what.mode == OFF else (loss,))
+    captured = graph.program.captured
+    if what.mode == OFF:
+        plan = replace(plan, added=plan.added or ())
+        install(slim, captured, plan)
+        return plan, Absorption(OFF)
+    found = propagate(graph, removed_channels(graph, plan), plan.silent)
+    data = measured(captured, inputs, found.arrivals, what.loader) if what.loader is not None else {}
+    places = Places(captured, plan.added)
+    folds: list[Fold] = []
+    kernels: list[Tensor] = []
+    additions: list[Addition] = []
+    losses = list(found.losses)
+    for arrival in found.arrivals:
+        made = _fold(arrival, data.get(arrival.reader.node.name), places, plan, what.mode, losses)
+        if made is not None:
+            folds.append(made[0])
+            kernels.append(made[1])
+            if made[2].added:
+                own, form = arrival.reader, made[2].form
+                additions.append(Addition(made[2].name, own.node.name, form, own.name, shape_of(form, own, plan)))
+    plan = replace(plan, added=tuple(additions) if plan.added is None else plan.added)
+    install(slim, captured, plan)
+    readers = {arrival.reader.node.name: arrival.reader for arrival in found.arrivals}
+    with torch.no_grad():
+        for fold, kernels_of in zip(folds, kernels, strict=True):
+            _write(slim, fold, kernels_of, interior(readers[fold.node], kernels_of))
+    exact = not losses and all(fold.exact for fold in folds)
+    return plan, Absorption(what.mode, DATA if data else CLOSED, tuple(folds), tuple(losses), exact)
+
+
+def _fold(
+    arrival: Arrival, data: tuple[Tensor, Tensor] | None, places: Places, plan: Plan, mode: str, losses: list[Loss]
+) -> tuple[Fold, Tensor, Place] | None:
+    """The fold of one reader with its kernel, or None where there is nothing to fold; what is lost is taken down."""
+    reader, mean, std = arrival.reader, arrival.mean, arrival.std
+    if data is not None:
+        sure = ~mean.isnan() & (std == 0) & (arrival.apart == 0)
+        mean, std = torch.where(sure, mean, data[0]), torch.where(sure, std, data[1])
+    rows = rows_of(plan, reader)
+    lost = mean.isnan()
+    if bool(lost.any()) and not bool(gross(reader, arrival.atoms.tolist(), lost.double(), rows).any()):
+        lost = torch.zeros_like(lost)  # nobody hears them
+    if bool(lost.any()):
+        losses.append(Loss(reader.node.name, "what these channels emit is not known without data", int(lost.sum())))
+    values = mean.nan_to_num(0.0)
+    apart = arrival.apart.nan_to_num(0.0)
+    if not bool((values != 0).any()) and not bool((std > 0).any()) and not bool((apart > 0).any()):
+        return None
+    scatter = torch.maximum(std.nan_to_num(0.0), apart)
+    kernels, variance = products(reader, arrival.atoms.tolist(), values, scatter.square(), rows)
+    unsure = float(variance.max().sqrt())
+    if not bool((kernels != 0).any()) and unsure == 0:
+        return None
+    uneven = reader.uneven and bool((kernels != 0).any())
+    place = places.place(reader, border=uneven and mode == EXACT)
+    if place is None:
+        reason = "the plan adds no tensor that could take them"
+        losses.append(Loss(reader.node.name, reason, int((values != 0).sum()), float(values.abs().max())))
+        return None
+    left = unsure
+    if uneven and place.form != "map":
+        laid = image(reader, kernels, [min(s, _span(arrival, i)) for i, s in enumerate(arrival.shape[reader.channel + 1 :])])
+        middle = interior(reader, kernels).reshape(-1, *[1] * (laid.dim() - 1))
+        left += float((laid - middle).abs().max())
+    exact = left == 0 and not bool(lost.any())
+    atoms = tuple(arrival.atoms.tolist())
+    fold = Fold(
+        *(reader.node.name, reader.name, reader.dim, atoms, tuple(values.tolist()), place.form, place.name),
+        exact=exact,
+        left=left,
+    )
+    return fold, kernels, place
+
+
+def _span(arrival: Arrival, i: int) -> int:
+    """An image that shows every border there is, and some interior."""
+    window = arrival.reader.window
+    assert window is not None
+    return 2 * (window[2][i] * (arrival.reader.weight.shape[2 + i] - 1) + window[0][i] + window[1][i]) + 1
+
+
+def _write(slim: fx.GraphModule, fold: Fold, kernels: Tensor, correction: Tensor) -> None:
+    tensor = attribute(slim, fold.place)
+    if fold.form == "map":
+        new = kernels.reshape(tensor.shape)
+    else:
+        sign = -1 if fold.form == "norm" else 1
+        new = tensor.detach().to("cpu", torch.float64) + sign * correction.reshape(tensor.shape)
+    tensor.copy_(new.to(tensor.dtype))
+
+
+__all__ = ["MODES", "Asked", "Findings", "absorbed", "asked"]

@@ -1,0 +1,182 @@
+"""What is dead, what is not, and what is said about it."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import prune
+
+import fxprune
+from tests.property.program import randomise
+from tests.reference.compare import Snapshot
+
+
+def chain() -> nn.Sequential:
+    torch.manual_seed(0)
+    return randomise(  # type: ignore[return-value]
+        nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1, bias=False),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.Conv2d(8, 8, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(8, 8, 1, bias=False),
+            nn.AdaptiveAvgPool2d(2),
+            nn.Flatten(),
+            nn.Linear(32, 6),
+            nn.SiLU(),
+            nn.Linear(6, 4),
+        )
+    )
+
+
+IMAGE = torch.randn(2, 3, 9, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def widths(model: nn.Module) -> list[int]:
+    return [m.weight.shape[0] for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+
+
+def same(a: nn.Module, b: nn.Module, tolerance: float = 1e-12) -> bool:
+    with torch.no_grad():
+        return float((a(IMAGE) - b(IMAGE)).abs().max()) <= tolerance
+
+
+def test_nothing_is_dead() -> None:
+    model = chain()
+    before = Snapshot(model)
+    slim = fxprune.eliminate_dead_channels(model, IMAGE)
+    assert not before.differences(model)
+    assert fxprune.plan_of(slim).empty
+    assert "no channel is dead" in fxprune.plan_of(slim).notes[-1]
+    assert widths(slim) == widths(model)
+    assert same(slim, model, 0.0)
+
+
+def test_each_kind_of_dead_channel_cascading() -> None:
+    model = chain()
+    with torch.no_grad():
+        model[1].weight[:2] = 0  # constants, one of them before a padded convolution
+        model[1].bias[0], model[1].bias[1] = 0.7, -0.2
+        model[3].weight[1] = 0  # a filter of zeros: its bias, through relu
+        model[3].bias[1] = 0.4
+        model[5].weight[:, 6] = 0  # nobody reads what filter 6 of layer 3 makes
+        model[8].weight.view(6, 8, 4)[:, 3] = 0  # nor what layer 5 makes of its channel 3, after flattening
+        model[5].weight[3, 2] = 1.0
+        model[5].weight[[0, 1, 2, 4, 5, 6, 7], 2] = 0  # only that channel reads channel 2 of layer 3
+        model[10].weight[:, 5] = 0
+    slim = fxprune.eliminate_dead_channels(model, IMAGE)
+    assert widths(slim) == [6, 5, 7, 5, 4]
+    found = fxprune.absorption_of(slim)
+    assert found.exact
+    assert {fold.form for fold in found.folds} == {"map", "bias"}
+    assert same(slim, model)
+    fxprune.verify(model, slim, IMAGE)
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+def test_masks_of_torch_become_channels(dim: int, tmp_path: Path) -> None:
+    model = chain()
+    prune.ln_structured(model[3], "weight", 0.5, 2, dim)  # type: ignore[no-untyped-call]
+    prune.l1_unstructured(model[8], "weight", 0.3)  # type: ignore[no-untyped-call]
+    keys = set(model.state_dict())
+    slim = fxprune.eliminate_dead_channels(model, IMAGE)
+    assert "3.weight_orig" in keys
+    assert set(model.state_dict()) == keys
+    assert widths(slim)[1 - dim] == 4
+    assert {k for k in slim.state_dict() if not k.endswith("absorbed")} - {"5.bias"} <= set(chain().state_dict())
+    assert same(slim, model)
+    fxprune.save(slim, tmp_path / "slim.safetensors")
+    assert same(fxprune.load(chain(), tmp_path / "slim.safetensors", IMAGE), slim, 0.0)
+
+
+def test_masks_of_this_library_go_too() -> None:
+    from fxprune import sparse
+
+    model = chain()
+    keep = torch.ones(8, 8, 3, 3, dtype=torch.bool)
+    keep[:3] = False
+    sparse.set_masks(model, {"3": keep})
+    slim = fxprune.eliminate_dead_channels(model, IMAGE)
+    assert widths(slim) == [8, 5, 8, 6, 4]
+    assert same(slim, model)
+
+
+def test_duplicates_on_request() -> None:
+    model = chain()
+    with torch.no_grad():
+        for t in (model[0].weight, model[1].running_mean, model[1].bias):
+            t[3] = 2 * t[5]
+        model[1].running_var[3], model[1].weight[3] = model[1].running_var[5], model[1].weight[5]
+        model[5].weight[2] = -1.5 * model[5].weight[4]  # linear up to its reader: any factor
+        model[8].weight[0], model[8].bias[0] = model[8].weight[3], model[8].bias[3]  # equal: any activation
+        model[3].weight[1], model[3].bias[1] = -model[3].weight[2], -model[3].bias[2]  # not through relu
+    assert fxprune.plan_of(fxprune.eliminate_dead_channels(model, IMAGE)).empty
+    slim = fxprune.eliminate_dead_channels(model, IMAGE, merge_duplicates=True)
+    assert widths(slim) == [7, 8, 7, 5, 4]
+    assert "3 duplicate channels were merged" in fxprune.plan_of(slim).notes[-1]
+    assert same(slim, model)
+
+
+class Residual(nn.Module):
+    """A sum is a constant where both terms are; a gate and a layer norm keep what they meet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8)
+        self.inner, self.inner_norm = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.gate = nn.Conv2d(8, 8, 1)
+        self.head = nn.Conv2d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.stem(x)).relu()
+        x = (x + self.inner_norm(self.inner(x))).relu()
+        return self.head(x) + self.head(x * self.gate(x.mean((2, 3), keepdim=True)).sigmoid())  # type: ignore[no-any-return]
+
+
+def test_sums_and_gates() -> None:
+    model = randomise(Residual())
+    with torch.no_grad():
+        for norm, beta in ((model.norm, -1.0), (model.inner_norm, -0.5)):
+            norm.weight[:4], norm.bias[:4] = 0, beta  # type: ignore[operator, index]
+        model.norm.bias[2] = 3.0  # type: ignore[operator, index]  # a sum other than zero meets a live gate
+    model.norm.weight.data[3] = 0.5  # type: ignore[operator, index, union-attr]  # half a sum is no constant
+    slim = fxprune.eliminate_dead_channels(model, IMAGE)
+    assert fxprune.plan_of(slim).removed("norm.weight", 0) == (0, 1)
+    assert same(slim, model)
+
+
+def test_an_emptied_layer_keeps_one_channel() -> None:
+    model = chain()
+    with torch.no_grad():
+        model[1].weight.zero_()
+    slim = fxprune.eliminate_dead_channels(model, IMAGE)
+    assert widths(slim)[0] == 1
+    assert same(slim, model)
+
+
+def test_a_slim_model_and_other_precisions() -> None:
+    model = chain()
+    with torch.no_grad():
+        model[1].weight[:2] = 0
+    for given in (copy.deepcopy(model), copy.deepcopy(model).train()):
+        slim = fxprune.eliminate_dead_channels(given, IMAGE)
+        assert slim.training == given.training
+    first = fxprune.slim(model, 0.3, IMAGE)
+    second = fxprune.eliminate_dead_channels(first, IMAGE)
+    assert same(second, first)
+    small = fxprune.eliminate_dead_channels(copy.deepcopy(model).float(), IMAGE.float())
+    assert small(IMAGE.float()).dtype == torch.float32
+
+
+def test_a_wrong_verdict_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Channels taken for dead that are not: the outputs tell, and nothing is returned."""
+    from fxprune.absorb import dead
+
+    monkeypatch.setattr(dead._Site, "mark", lambda *_: None)
+    with pytest.raises(fxprune.VerificationError):
+        fxprune.eliminate_dead_channels(chain(), IMAGE)

@@ -17,13 +17,14 @@ from torch import fx, nn
 from fxprune.errors import BudgetError, PlanMismatchError
 from fxprune.failsafe import emit_verified
 from fxprune.graph.channels import ChannelGraph
-from fxprune.pipeline import emit_settled, study, verified, verified_eager
+from fxprune.pipeline import emit_settled, laid_out, study, verified, verified_eager
 from fxprune.plan import Plan
 from fxprune.record import attach, entered_by, extended, record_of
 from fxprune.score.scores import Score
 from fxprune.score.scores import score as score_groups
 from fxprune.solve.plans import to_plan
 from fxprune.solve.ratio import solve_ratio
+from fxprune.solve.selection import plan_selection
 from fxprune.train.readiness import warn_if_large
 from fxprune.verify import Evidence
 
@@ -87,10 +88,12 @@ def plan(
     """
     if budget is not None:
         raise BudgetError("budget= is not available in this version; use ratio=.", got=budget)
-    if layout != "coupled":
-        raise BudgetError(f"layout must be 'coupled' in this version, got {layout!r}.", expected="coupled", got=layout)
+    if layout not in ("coupled", "selection"):
+        raise BudgetError(f"layout must be 'coupled', 'selection' or 'auto', got {layout!r}.", expected="coupled", got=layout)
     if ratio is None:
         raise BudgetError("ratio is missing: the share of channels to remove, in [0, 1).", expected="[0, 1)", got=ratio)
+    if layout == "selection":
+        return plan_selection(laid_out(graph, layout), ratio, score, floor, round_to)
     scored = score_groups(graph.groups, score)
     solution = solve_ratio(graph, scored, ratio, floor, round_to)
     warn_if_large(graph.groups, scored.name, solution.removed, ratio, scored.values)
@@ -113,7 +116,7 @@ def apply(
             f"plan must be a fxprune.Plan, got {type(plan).__name__}. Use Plan.from_json() for a JSON text.",
             got=type(plan).__name__,
         )
-    subject = study(model, example_inputs)
+    subject = study(model, example_inputs, layout=plan.layout)
     subject, final, module = emit_settled(subject, lambda _: plan, pin=False)
     attach(module, extended(model, subject.graph, subject.inputs, final, subject.entered))
     if verify:
@@ -168,7 +171,7 @@ def slim(
         FxpruneError: one of its subclasses; nothing is returned and the model is unchanged.
     """
     del absorb  # in this version what a removed channel still emits is dropped, as the paper does
-    subject = study(model, example_inputs, keep)
+    subject = study(model, example_inputs, keep, layout=layout)
 
     def decide(graph: ChannelGraph) -> Plan:
         return plan(graph, ratio, budget=budget, score=score, layout=layout, floor=floor, round_to=round_to)

@@ -28,6 +28,7 @@ from fxprune.capture.objects import held
 from fxprune.capture.tracer import Captured, ChannelTracer, trace
 from fxprune.errors import CaptureError, FxpruneError, InputError, KeepError, RewriteError, UnfaithfulCaptureError
 from fxprune.graph.channels import ChannelGraph, build
+from fxprune.graph.selection import selected
 from fxprune.plan import Kept, Plan
 from fxprune.provenance.eager import EagerProgram, private
 from fxprune.provenance.factor import Ids, Mask, Value
@@ -59,6 +60,7 @@ class Subject:
     keep: tuple[str, ...] = ()
     entered: frozenset[Function] = field(default_factory=frozenset)
     weights: bool = True
+    layout: str = "coupled"
 
 
 def study(
@@ -68,8 +70,9 @@ def study(
     entered: frozenset[Function] = frozenset(),
     *,
     weights: bool = True,
+    layout: str = "coupled",
 ) -> Subject:
-    """Clauses 1 and 2. ``weights=False``: the weights are not looked at; their numbers come from elsewhere."""
+    """Clauses 1 and 2. ``weights=False``: the weights are not looked at; their numbers come from elsewhere. ``layout`` is a plan's."""
     if not isinstance(model, nn.Module):
         raise InputError(f"model must be a torch.nn.Module, got {type(model).__name__}.", got=type(model).__name__)
     names: Any = keep
@@ -78,8 +81,18 @@ def study(
     patterns = (keep,) if isinstance(keep, str) else tuple(keep)
     program, inputs = _program(model, example_inputs, entered, check_weights if weights else unchecked)
     captured = program.captured
-    graph = build(program, captured.tensors, gammas(captured))
-    return Subject(model, settle(_keep(graph, patterns), inputs), inputs, patterns, entered, weights)
+    graph = replace(build(program, captured.tensors, gammas(captured)), inputs=inputs)
+    graph = laid_out(settle(_keep(graph, patterns), inputs), layout)
+    return Subject(model, graph, inputs, patterns, entered, weights, layout)
+
+
+def laid_out(graph: ChannelGraph, layout: str) -> ChannelGraph:
+    """The graph of a layout: for "selection", batch norms are cut from what they read (graph/selection.py)."""
+    if layout != "selection" or graph.selection is not None:
+        return graph
+    new = selected(graph)
+    assert graph.inputs is not None
+    return settle(new, graph.inputs)
 
 
 def _program(model: nn.Module, example_inputs: Any, entered: frozenset[Function], check: Check) -> tuple[Interpreted, Inputs]:
@@ -245,10 +258,11 @@ def _probe(graph: ChannelGraph) -> Mask:
     return removed
 
 
-def _emit(graph: ChannelGraph, removed: Mask, inputs: Inputs, silent: Kept | None = None, *, weights: bool = True) -> Emitted:
+def _emit(graph: ChannelGraph, removed: Mask, inputs: Inputs, decided: Plan | None = None, *, weights: bool = True) -> Emitted:
     """The slim program: a graph, or an eager module."""
     emitting = emit_eager if isinstance(graph.program, EagerProgram) else emit
-    return emitting(graph, removed, inputs, silent, weights=weights)
+    silent, kept = ({}, {}) if decided is None else (decided.silent, decided.kept)
+    return emitting(graph, removed, inputs, silent, kept, weights=weights)
 
 
 def emit_settled(subject: Subject, decide: Decide, *, pin: bool, weights: bool = True) -> tuple[Subject, Plan, nn.Module]:
@@ -264,7 +278,7 @@ def emit_settled(subject: Subject, decide: Decide, *, pin: bool, weights: bool =
         decided = decide(graph)
         removed = removed_channels(graph, decided)
         try:
-            emitted = _emit(graph, removed, subject.inputs, decided.silent, weights=weights)
+            emitted = _emit(graph, removed, subject.inputs, decided, weights=weights)
         except UnmetError as unmet:
             if not pin:
                 raise
@@ -288,7 +302,7 @@ def _repaired(subject: Subject, error: RewriteError, *, pin: bool) -> Subject:
     if node is None:
         raise error
     if node.op == "call_function" and _hidden(node.target) and node.target not in subject.entered:
-        return study(subject.model, subject.inputs, subject.keep, subject.entered | {node.target}, weights=subject.weights)
+        return study(subject.model, subject.inputs, subject.keep, subject.entered | {node.target}, weights=subject.weights, layout=subject.layout)
     values = [graph.nodes[n.name] for n in (node, *node.all_input_nodes)]
     ids = [f.ravel() for v in torch.utils._pytree.tree_leaves(values) if isinstance(v, Value) for f in v.factors]
     touched = np.unique(graph.closed.component[np.concatenate([np.zeros(0, np.int64), *ids])])

@@ -122,4 +122,5 @@ def compose(first: Plan, second: Plan) -> Plan:
         for dim, atoms in dims.items():
             earlier = silent.setdefault(name, {}).get(dim, ())
             silent[name][dim] = (*earlier, *(first.kept[name][dim][i] for i in atoms))
-    return replace(second, kept=kept, sizes=first.sizes, silent=silent, notes=(*first.notes, *second.notes))
+    layout = "selection" if "selection" in (first.layout, second.layout) else second.layout
+    return replace(second, kept=kept, sizes=first.sizes, silent=silent, notes=(*first.notes, *second.notes), layout=layout)

@@ -50,7 +50,13 @@ class UnmetError(RewriteError):
 
 
 def emit_eager(
-    graph: ChannelGraph, removed: Mask, inputs: Inputs, silent: Kept | None = None, *, weights: bool = True
+    graph: ChannelGraph,
+    removed: Mask,
+    inputs: Inputs,
+    silent: Kept | None = None,
+    kept: Kept | None = None,
+    *,
+    weights: bool = True,
 ) -> Emitted:
     """The slim module for a set of removed coupled channels; ``weights=False`` only rehearses, and returns the original.
 

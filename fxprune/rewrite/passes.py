@@ -24,7 +24,7 @@ from fxprune.rewrite.slicing import slim_factors
 
 @dataclass(slots=True)
 class Pass:
-    """One run of the slim program (clause 2)."""
+    """One run of the slim program (clause 2). ``calm``: what survives stands in the original's order everywhere."""
 
     graph: ChannelGraph
     alive: Mask
@@ -35,6 +35,7 @@ class Pass:
     unbound: dict[int, tuple[str, Tensor]]
     modules: dict[str, nn.Module]
     singles: Mapping[str, set[int]]
+    calm: bool = True
     shapes: dict[tuple[Any, ...], tuple[int, ...]] = field(default_factory=dict)
     alike: set[tuple[int, int]] = field(default_factory=set)
     packed: dict[int, Ids | None] = field(default_factory=dict)

@@ -8,12 +8,13 @@ from fxprune.errors import PlanMismatchError
 from fxprune.graph.channels import ChannelGraph
 from fxprune.plan import Plan
 from fxprune.provenance.factor import Ids, Mask
+from fxprune.solve.arrange import arranged
 from fxprune.solve.ratio import Solution
 
 
 def to_plan(graph: ChannelGraph, solution: Solution, score: str, layout: str = "coupled") -> Plan:
     """The surviving atoms of every axis."""
-    kept: dict[str, dict[int, tuple[int, ...]]] = {}
+    listed: dict[str, dict[int, tuple[int, ...]]] = {}
     sizes: dict[str, dict[int, int]] = {}
     same: dict[bytes, tuple[int, ...]] = {}  # axes that keep the same positions share one tuple
     for axis in graph.axes:
@@ -22,9 +23,10 @@ def to_plan(graph: ChannelGraph, solution: Solution, score: str, layout: str = "
         rows = same.get(key)
         if rows is None:
             rows = same[key] = tuple(np.flatnonzero(~gone).tolist())
-        kept.setdefault(axis.name, {})[axis.dim] = rows
+        listed.setdefault(axis.name, {})[axis.dim] = rows
         sizes.setdefault(axis.name, {})[axis.dim] = axis.size
     notes = (*graph.notes, *solution.notes)
+    kept = arranged(graph, solution.removed, listed)
     return Plan(kept, sizes, solution.asked, solution.achieved, score, layout, notes, _silent(graph, solution.silent))
 
 

@@ -17,14 +17,15 @@ from torch import fx, nn
 from fxprune.errors import BudgetError, PlanMismatchError
 from fxprune.failsafe import emit_verified
 from fxprune.graph.channels import ChannelGraph
-from fxprune.pipeline import emit_settled, laid_out, study, verified, verified_eager
+from fxprune.layouts import LAYOUTS, choose, in_layout
+from fxprune.pipeline import emit_settled, study, verified, verified_eager
 from fxprune.plan import Plan
 from fxprune.record import attach, entered_by, extended, record_of
 from fxprune.score.scores import Score
 from fxprune.score.scores import score as score_groups
 from fxprune.solve.plans import to_plan
 from fxprune.solve.ratio import solve_ratio
-from fxprune.solve.selection import plan_selection
+from fxprune.solve.selection import ranked, select_channels
 from fxprune.train.readiness import warn_if_large
 from fxprune.verify import Evidence
 
@@ -77,7 +78,8 @@ def plan(
         graph: what ``analyze`` returned.
         ratio: share of channels to remove, in [0, 1).
         budget: not available in this version.
-        layout: "coupled": a channel goes when its whole coupling class goes.
+        layout: "coupled": a channel goes when its whole coupling class goes. "selection": every batch norm drops its own channels, behind a
+            select where others need them (docs/selection.md). "auto": both are made, and timed on the example inputs; the faster one is it.
         score: "auto", "gamma", "gamma_sum", "gamma_max", "magnitude", "random", or a callable ``(ChannelGroup) -> tensor (channels,)``.
         floor: share of each group that stays, at least one channel; 0 allows emptied layers.
         round_to: widths of groups become multiples of this.
@@ -88,15 +90,22 @@ def plan(
     """
     if budget is not None:
         raise BudgetError("budget= is not available in this version; use ratio=.", got=budget)
-    if layout not in ("coupled", "selection"):
+    if layout not in LAYOUTS:
         raise BudgetError(f"layout must be 'coupled', 'selection' or 'auto', got {layout!r}.", expected="coupled", got=layout)
     if ratio is None:
         raise BudgetError("ratio is missing: the share of channels to remove, in [0, 1).", expected="[0, 1)", got=ratio)
+    if layout == "auto":
+        chosen = choose(graph, lambda layout: plan(graph, ratio, score=score, layout=layout, floor=floor, round_to=round_to))
+        made = plan(graph, ratio, score=score, layout=chosen.layout, floor=floor, round_to=round_to)
+        return replace(made, notes=(*made.notes, chosen.note))
+    graph = in_layout(graph, layout)
     if layout == "selection":
-        return plan_selection(laid_out(graph, layout), ratio, score, floor, round_to)
-    scored = score_groups(graph.groups, score)
-    solution = solve_ratio(graph, scored, ratio, floor, round_to)
-    warn_if_large(graph.groups, scored.name, solution.removed, ratio, scored.values)
+        scored, solution = select_channels(graph, ratio, score, floor, round_to)
+    else:
+        scored = score_groups(graph.groups, score)
+        solution = solve_ratio(graph, scored, ratio, floor, round_to)
+    groups = ranked(graph).groups if layout == "selection" else graph.groups
+    warn_if_large(groups, scored.name, solution.removed, ratio, scored.values)
     return to_plan(graph, solution, scored.name, layout)
 
 
@@ -156,7 +165,7 @@ def slim(
 ) -> fx.GraphModule:
     """A physically smaller, verified version of ``model``.
 
-    Args: see ``analyze`` (model, example_inputs, keep), ``plan`` (ratio, score, floor, round_to) and ``apply`` (verify).
+    Args: see ``analyze`` (model, example_inputs, keep), ``plan`` (ratio, score, layout, floor, round_to) and ``apply`` (verify).
         strict: raise where a plan cannot be verified. Otherwise the group of channels that is to blame stays, and the plan's notes say so.
 
     Verification compares numbers for models of up to ``VERIFIED_PARAMETERS`` parameters; beyond that the slim graph's shapes and channels
@@ -171,7 +180,15 @@ def slim(
         FxpruneError: one of its subclasses; nothing is returned and the model is unchanged.
     """
     del absorb  # in this version what a removed channel still emits is dropped, as the paper does
-    subject = study(model, example_inputs, keep, layout=layout)
+    subject = study(model, example_inputs, keep, layout="selection" if layout == "selection" else "coupled")
+    if layout == "auto":
+        chosen = choose(
+            subject.graph,
+            lambda layout: plan(subject.graph, ratio, budget=budget, score=score, layout=layout, floor=floor, round_to=round_to),
+        )
+        layout = chosen.layout
+        graph = in_layout(subject.graph, layout)
+        subject = replace(subject, layout=layout, graph=replace(graph, notes=(*graph.notes, chosen.note)))
 
     def decide(graph: ChannelGraph) -> Plan:
         return plan(graph, ratio, budget=budget, score=score, layout=layout, floor=floor, round_to=round_to)

@@ -29,7 +29,7 @@ from fxprune.capture.tracer import Captured, ChannelTracer, trace
 from fxprune.errors import CaptureError, FxpruneError, InputError, KeepError, RewriteError, UnfaithfulCaptureError
 from fxprune.graph.channels import ChannelGraph, build
 from fxprune.graph.selection import selected
-from fxprune.plan import Kept, Plan
+from fxprune.plan import Plan
 from fxprune.provenance.eager import EagerProgram, private
 from fxprune.provenance.factor import Ids, Mask, Value
 from fxprune.provenance.fallback import accepts, interpret_otherwise
@@ -82,17 +82,9 @@ def study(
     program, inputs = _program(model, example_inputs, entered, check_weights if weights else unchecked)
     captured = program.captured
     graph = replace(build(program, captured.tensors, gammas(captured)), inputs=inputs)
-    graph = laid_out(settle(_keep(graph, patterns), inputs), layout)
+    graph = settle(_keep(graph, patterns), inputs)
+    graph = settle(selected(graph), inputs) if layout == "selection" else graph
     return Subject(model, graph, inputs, patterns, entered, weights, layout)
-
-
-def laid_out(graph: ChannelGraph, layout: str) -> ChannelGraph:
-    """The graph of a layout: for "selection", batch norms are cut from what they read (graph/selection.py)."""
-    if layout != "selection" or graph.selection is not None:
-        return graph
-    new = selected(graph)
-    assert graph.inputs is not None
-    return settle(new, graph.inputs)
 
 
 def _program(model: nn.Module, example_inputs: Any, entered: frozenset[Function], check: Check) -> tuple[Interpreted, Inputs]:
@@ -225,7 +217,7 @@ def settle(graph: ChannelGraph, inputs: Inputs) -> ChannelGraph:
         if not graph.closed.cells or not graph.program.recorder.interleaved:
             return graph
         try:
-            _emit(graph, _probe(graph), inputs, weights=False)
+            emit_any(graph, _probe(graph), inputs, weights=False)
         except OrderConflictError as conflict:
             settled = _yield_to(graph, conflict.components, conflict.node)
             if settled.closed is graph.closed and np.array_equal(settled.pinned, graph.pinned):
@@ -258,7 +250,7 @@ def _probe(graph: ChannelGraph) -> Mask:
     return removed
 
 
-def _emit(graph: ChannelGraph, removed: Mask, inputs: Inputs, decided: Plan | None = None, *, weights: bool = True) -> Emitted:
+def emit_any(graph: ChannelGraph, removed: Mask, inputs: Inputs, decided: Plan | None = None, *, weights: bool = True) -> Emitted:
     """The slim program: a graph, or an eager module."""
     emitting = emit_eager if isinstance(graph.program, EagerProgram) else emit
     silent, kept = ({}, {}) if decided is None else (decided.silent, decided.kept)
@@ -278,7 +270,7 @@ def emit_settled(subject: Subject, decide: Decide, *, pin: bool, weights: bool =
         decided = decide(graph)
         removed = removed_channels(graph, decided)
         try:
-            emitted = _emit(graph, removed, subject.inputs, decided, weights=weights)
+            emitted = emit_any(graph, removed, subject.inputs, decided, weights=weights)
         except UnmetError as unmet:
             if not pin:
                 raise
@@ -302,7 +294,8 @@ def _repaired(subject: Subject, error: RewriteError, *, pin: bool) -> Subject:
     if node is None:
         raise error
     if node.op == "call_function" and _hidden(node.target) and node.target not in subject.entered:
-        return study(subject.model, subject.inputs, subject.keep, subject.entered | {node.target}, weights=subject.weights, layout=subject.layout)
+        entered = subject.entered | {node.target}
+        return study(subject.model, subject.inputs, subject.keep, entered, weights=subject.weights, layout=subject.layout)
     values = [graph.nodes[n.name] for n in (node, *node.all_input_nodes)]
     ids = [f.ravel() for v in torch.utils._pytree.tree_leaves(values) if isinstance(v, Value) for f in v.factors]
     touched = np.unique(graph.closed.component[np.concatenate([np.zeros(0, np.int64), *ids])])

@@ -87,9 +87,11 @@ class Constraint:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Cuts that do not couple (provenance/cuts.py), and the atoms that something else than columns of weights hears."""
+    """Cuts that do not couple (provenance/cuts.py), those whose two sides are coupled again, and the atoms that something else than
+    columns of weights hears."""
 
     cuts: tuple[Cut, ...]
+    closed: tuple[Cut, ...]
     heard: Ids
 
 

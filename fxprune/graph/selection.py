@@ -41,7 +41,6 @@ def selected(graph: ChannelGraph) -> ChannelGraph:
     captured = graph.program.captured
     cutter = Cutter(captured, graph.gammas)
     program = interpret(captured, graph.inputs, cutter)
-    cuts: list[Cut] = []
     if not cutter.cuts:
         raise BudgetError(
             "layout='selection' needs batch norms to select after, and this model has none with a scale per channel. "
@@ -51,13 +50,13 @@ def selected(graph: ChannelGraph) -> ChannelGraph:
         )
     new = replace(build(program, graph.tensors, graph.gammas), notes=graph.notes, inputs=graph.inputs)
     heard = _heard(new, cutter)
-    for cut, merged in zip(cutter.cuts, _exclusive(new, cutter.cuts, heard), strict=True):
-        if merged:
-            program.recorder.node = cut.node
-            program.recorder.couple(cut.source, cut.own)
-        else:
-            cuts.append(cut)
-    new = replace(new, closed=close(program.recorder), selection=Selection(tuple(cuts), heard))
+    alone = _exclusive(new, cutter.cuts, heard)
+    cuts = tuple(cut for cut, merged in zip(cutter.cuts, alone, strict=True) if not merged)
+    closed = tuple(cut for cut, merged in zip(cutter.cuts, alone, strict=True) if merged)
+    for cut in closed:
+        program.recorder.node = cut.node
+        program.recorder.couple(cut.source, cut.own)
+    new = replace(new, closed=close(program.recorder), selection=Selection(cuts, closed, heard))
     return _barred(new, graph)
 
 

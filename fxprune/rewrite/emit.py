@@ -33,7 +33,7 @@ from fxprune.rewrite import attributes, foreseen, literals
 from fxprune.rewrite.arrival import Arrival, OrderConflictError, by_node
 from fxprune.rewrite.materialize import assemble, fill
 from fxprune.rewrite.passes import Pass, compare, predict, shapes
-from fxprune.rewrite.select import selecting, tidied
+from fxprune.rewrite.select import cuts_of, selecting, tidied
 from fxprune.rewrite.slicing import living, slim_shape
 
 PASSES = 8
@@ -121,7 +121,8 @@ def _run(
 
     root = evaluation_clone(captured.root, shrink)
     modules = walk(root)
-    calm = not graph.closed.cells and all(bool((np.diff(rows) > 0).all()) for rows in {id(r): r for r in arrival.order.values()}.values())
+    distinct = {id(rows): rows for rows in arrival.order.values()}
+    calm = not graph.closed.cells and all(bool((np.diff(rows) > 0).all()) for rows in distinct.values())
     later = {f"{n}." if n else "" for n, m in modules if calm and foreseen.plain(m)}
     singles: dict[str, set[int]] = {}
     for pin in graph.program.recorder.pins:
@@ -148,7 +149,7 @@ def _nodes(state: Pass, inputs: Inputs) -> fx.Graph:
     table: dict[fx.Node, fx.Node] = {}
     env: dict[fx.Node, Any] = {}
     feed = iter(inputs.args)
-    cuts = {cut.node: cut for cut in state.graph.selection.cuts} if state.graph.selection is not None else {}
+    cuts = cuts_of(state.graph)
     with torch.no_grad():
         for node in source.nodes:
             copy = new.node_copy(node, lambda n: table[n])
@@ -161,10 +162,15 @@ def _nodes(state: Pass, inputs: Inputs) -> fx.Graph:
                 env[copy] = given
             else:
                 cut = cuts.get(node.name)
-                seen = env if cut is None else selecting(state, cut, copy, env)
+                seen = env if cut is None else selecting(state, *cut, copy, env)
                 env[copy] = _node(state, node, copy, seen)
-    if state.graph.selection is not None:
-        tidied(new, state.root, {n: x.shape[1] for n, x in env.items() if isinstance(x, Tensor) and x.dim() > 1})
+    if cuts:
+        tidied(
+            new,
+            state.root,
+            state.graph.program.captured.tensors,
+            {n: x.shape[1] for n, x in env.items() if isinstance(x, Tensor) and x.dim() > 1},
+        )
     return new
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxprune.errors import RewriteError
+from fxprune.graph.channels import ChannelGraph
 from fxprune.provenance.cuts import Cut
 from fxprune.provenance.factor import Ids
 from fxprune.rewrite.passes import Pass
@@ -26,13 +27,28 @@ from fxprune.rewrite.passes import Pass
 SELECT = "fxprune_select"
 
 
-def selecting(state: Pass, cut: Cut, copy: fx.Node, env: dict[fx.Node, Any]) -> MutableMapping[fx.Node, Any]:
-    """Insert a select before the copy of a batch norm's node, if it needs one; what that node then sees of the values before it."""
+def cuts_of(graph: ChannelGraph) -> dict[str, tuple[Cut, bool]]:
+    """The cuts of a program by the names of their nodes, and whether they select."""
+    if graph.selection is None:
+        return {}
+    return {cut.node: (cut, cut in graph.selection.cuts) for cut in (*graph.selection.closed, *graph.selection.cuts)}
+
+
+def selecting(state: Pass, cut: Cut, open_: bool, copy: fx.Node, env: dict[fx.Node, Any]) -> MutableMapping[fx.Node, Any]:
+    """Insert a select before the copy of a batch norm's node, if it needs one; what that node then sees of the values before it.
+
+    Behind a cut that does not select (``open_`` is false) channels stand as they arrive.
+    """
     given = copy.args[0] if copy.args else copy.kwargs["input"]
     assert isinstance(given, fx.Node)
     x: Tensor = env[given]
-    wanted = state.arrival.order[state.by_name[cut.gamma][0]]
-    index = _positions(state, cut, x)[wanted]
+    places = _positions(state, cut, x)
+    if open_:
+        wanted = state.arrival.order[state.by_name[cut.gamma][0]]
+    else:
+        there = np.flatnonzero(places >= 0)
+        wanted = there[np.argsort(places[there])]
+    index = places[wanted]
     shape = [x.shape[0], len(index), *x.shape[2:]]
     own = cut.own[wanted].reshape((1, -1) + (1,) * (x.dim() - 2))
     result = state.tracker.new(shape, x, [own])
@@ -99,19 +115,19 @@ def _buffer(root: nn.Module, name: str, index: Ids, device: torch.device) -> str
     return free
 
 
-def tidied(graph: fx.Graph, root: nn.Module, widths: Mapping[fx.Node, int]) -> None:
-    """Clause 3, in place. ``widths``: how many channels the values of nodes have."""
+def tidied(graph: fx.Graph, root: nn.Module, known: Mapping[str, Tensor], widths: Mapping[fx.Node, int]) -> None:
+    """Clause 3, in place. ``known``: the original's tensors, for positions of an earlier round; ``widths``: channels of nodes' values."""
     for node in list(graph.nodes):
         if SELECT not in node.meta:
             continue
         source = node.args[0]
         if SELECT in source.meta and len(source.users) == 1:
-            inner, outer = _taken(source, root, widths), _taken(node, root, widths)
+            inner, outer = _taken(source, root, known, widths), _taken(node, root, known, widths)
             if inner is not None and outer is not None:
                 _replace(graph, root, node, source.args[0], inner[outer])
                 graph.erase_node(source)
                 source = node.args[0]
-        found = _taken(node, root, widths)
+        found = _taken(node, root, known, widths)
         if found is not None and len(found) == widths.get(source) and np.array_equal(found, np.arange(len(found))):
             node.replace_all_uses_with(source)
             graph.erase_node(node)
@@ -122,7 +138,7 @@ def tidied(graph: fx.Graph, root: nn.Module, widths: Mapping[fx.Node, int]) -> N
             graph.erase_node(node)
 
 
-def _taken(node: fx.Node, root: nn.Module, widths: Mapping[fx.Node, int]) -> Ids | None:
+def _taken(node: fx.Node, root: nn.Module, known: Mapping[str, Tensor], widths: Mapping[fx.Node, int]) -> Ids | None:
     """The positions that a select takes, where they can be told."""
     source: Any = node.args[0]
     width = widths.get(source)
@@ -136,7 +152,8 @@ def _taken(node: fx.Node, root: nn.Module, widths: Mapping[fx.Node, int]) -> Ids
         return None
     where = node.args[2] if node.target is torch.index_select and len(node.args) == 3 else None
     if isinstance(where, fx.Node) and where.op == "get_attr":
-        numbers = getattr(root, str(where.target), None)
+        name = str(where.target)
+        numbers = known[name] if name in known else getattr(root, name, None)
         if isinstance(numbers, Tensor) and not numbers.is_meta:
             found: Ids = numbers.cpu().numpy()
             return found

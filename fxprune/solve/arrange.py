@@ -161,4 +161,6 @@ def _lines(graph: ChannelGraph) -> dict[int, bytes]:
 def _open(line: Ids, rigid: Mask, lines: dict[int, bytes]) -> bool:
     """Clause 1."""
     text = line.tobytes()
-    return bool(len(np.unique(line)) == len(line) and not rigid[line].any() and all(lines.get(c, text) == text for c in line.tolist()))
+    return bool(
+        len(np.unique(line)) == len(line) and not rigid[line].any() and all(lines.get(c, text) == text for c in line.tolist())
+    )

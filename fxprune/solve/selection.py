@@ -10,13 +10,13 @@
    else goes: the least set of living channels is kept (as an optimizing compiler removes dead code).
 4. Where blocks must keep equally many channels, only clause 2 removes.
 5. What a living cut reads stays, whatever its own gammas say. Blocks that are thinned in step are then left as they are.
-6. An emptied group keeps one channel, silent (plan.py, clause 4), and what that reads.
+6. An emptied group keeps one channel, silent (plan.py, clause 4), and what a cut reads for it. Nothing is heard for its sake.
 7. The share that went is counted in gammas.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -25,9 +25,7 @@ import torch
 from fxprune.errors import BudgetError, NothingToPruneError
 from fxprune.graph.channels import ChannelGraph, ChannelGroup, Selection
 from fxprune.provenance.factor import Ids, Mask
-from fxprune.plan import Plan
 from fxprune.score.scores import Score, Scored, score
-from fxprune.solve.plans import to_plan
 from fxprune.solve.ratio import Order, Solution, _order, check_ratio, nothing
 
 Numbers = npt.NDArray[np.float64]
@@ -39,31 +37,25 @@ def ranked(graph: ChannelGraph) -> ChannelGraph:
     return graph.bar(np.concatenate(others), "", "passes no batch norm") if others else graph
 
 
-def solve_selection(
-    graph: ChannelGraph,
-    among: ChannelGraph,
-    scored: Scored,
-    ratio: float,
-    floor: float,
-    round_to: int,
-    *,
-    own: bool,
-) -> Solution:
-    """Clauses 1 to 7.
+def select_channels(graph: ChannelGraph, ratio: float, how: str | Score, floor: float, round_to: int) -> tuple[Scored, Solution]:
+    """Clauses 1 to 7, for the graph of the selection layout (graph/selection.py). The scores are those of ``ranked(graph).groups``.
 
-    Args:
-        graph: the graph of the selection layout.
-        among: ``ranked(graph)``.
-        scored: scores of the groups of ``among``.
-        ratio: share of gammas whose channels go, in [0, 1).
-        floor: share of each ranked group that stays.
-        round_to: widths of ranked groups become multiples of this.
-        own: compare with each gamma by itself (clause 1); otherwise with the scores, each as often as its channel has gammas.
+    ``how`` is a score, as for ``plan``. "auto" compares each gamma by itself; with any other score, a channel's counts as often as it has
+    gammas.
 
     Raises:
         BudgetError: a ratio outside [0, 1), or one that floors and balances do not allow.
         NothingToPruneError: no channel with a batch norm can go.
     """
+    among = ranked(graph)
+    scored = score(among.groups, "gamma_max" if how == "auto" else how)
+    solution = _solve(graph, among, scored, ratio, floor, round_to, own=how in ("auto", "gamma_max"))
+    return (replace(scored, name="gamma") if how == "auto" else scored), solution
+
+
+def _solve(
+    graph: ChannelGraph, among: ChannelGraph, scored: Scored, ratio: float, floor: float, round_to: int, *, own: bool
+) -> Solution:
     ratio = check_ratio(ratio)
     if not among.groups:
         raise NothingToPruneError(nothing(graph), got=ratio)
@@ -169,35 +161,43 @@ class _Liveness:
     def settle(self, cut: Mask) -> tuple[Mask, tuple[int, ...]]:
         """What goes, and what stays silent (clauses 3 to 6), where the threshold removes ``cut``."""
         cut = cut.copy()
-        forced = np.zeros_like(cut)
+        silenced = np.zeros_like(cut)
         silent: list[int] = []
         while True:
-            alive = self._alive(cut, forced)
+            alive = self._alive(cut, silenced)
             torn = alive & cut & self.stiff
             if torn.any():
-                for cells in self.graph.closed.cells:
-                    joined = np.concatenate(cells.cells)
-                    if torn[joined].any():
-                        cut[joined] = False
-                cut &= ~torn
+                cut &= ~self._together(torn)
                 continue
             removed = self.free & ~alive
             emptied = [g for g in self.graph.groups if removed[g.channels].all()]
             if not emptied:
                 return removed, tuple(silent)
             best = [self._best(group) for group in emptied]
-            forced[best] = True
+            silenced[best] = True
             silent += best
 
-    def _alive(self, cut: Mask, forced: Mask) -> Mask:
-        """The least set of clause 3."""
+    def _together(self, some: Mask) -> Mask:
+        """These channels, and all that is thinned in step with them or goes with them as a whole."""
+        closed = self.graph.closed
+        sets = [np.concatenate(cells.cells) for cells in closed.cells]
+        sets += [np.concatenate(family.wholes) for family in closed.families if family.wholes]
+        found = some.copy()
+        while True:
+            more = [own for own in sets if found[own].any() and not found[own].all()]
+            if not more:
+                return found
+            found[np.concatenate(more)] = True
+
+    def _alive(self, cut: Mask, silent: Mask) -> Mask:
+        """The least set of clause 3; what only a silent channel hears is not heard."""
         wanted = ~cut
-        alive = ~self.free | forced | (wanted & (self.mixed | self.stiff))
+        alive = ~self.free | silent | (wanted & (self.mixed | self.stiff))
         while True:
             before = int(alive.sum())
             alive[self.source[alive[self.own]]] = True
             for rows, columns in self.columns:
-                if rows is None or alive[rows].any():
+                if rows is None or (alive[rows] & ~silent[rows]).any():
                     alive[columns[wanted[columns]]] = True
             if int(alive.sum()) == before:
                 return alive
@@ -222,17 +222,3 @@ def _columns(graph: ChannelGraph) -> list[tuple[Ids | None, Ids]]:
         for axis, reads in zip(graph.axes, graph.reading, strict=True)
         if reads
     ]
-
-
-
-
-def plan_selection(graph: ChannelGraph, ratio: float, how: str | Score, floor: float, round_to: int) -> Plan:
-    """The plan of the selection layout for its graph (graph/selection.py).
-
-    ``how`` is a score, as for ``plan``; "auto" is clause 1.
-    """
-    among = ranked(graph)
-    own = how in ("auto", "gamma_max")
-    scored = score(among.groups, "gamma_max" if how == "auto" else how)
-    solution = solve_selection(graph, among, scored, ratio, floor, round_to, own=own)
-    return to_plan(graph, solution, "gamma" if how == "auto" else scored.name, "selection")

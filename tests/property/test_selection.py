@@ -27,7 +27,6 @@ from tests.property.test_translation import check_weights
 from tests.reference.compare import parameters, relative_error
 from tests.reference.zeroed import zeroed
 
-
 READERS = (Conv, RawConv, TransposedConv, Linear)
 
 
@@ -66,7 +65,13 @@ def selected(case: Case, *, verify: bool = False) -> Compiled | None:
     while ratio > 0.02:
         try:
             slim = fxprune.slim(
-                *(model, ratio, inputs), layout="selection", floor=floor, round_to=case.round_to, keep=case.keep, absorb=False, verify=verify
+                *(model, ratio, inputs),
+                layout="selection",
+                floor=floor,
+                round_to=case.round_to,
+                keep=case.keep,
+                absorb=False,
+                verify=verify,
             )
         except BudgetError:
             ratio /= 2
@@ -110,7 +115,7 @@ def test_plans_copies_and_states(case: Case) -> None:
     again = fxprune.apply(copy.deepcopy(c.model), plan, c.inputs, absorb=False, verify=False)
     again.load_state_dict(c.slim.state_dict())
     assert set(c.slim.state_dict()) <= set(c.model.state_dict())
-    for other in (again, copy.deepcopy(c.slim), pickle.loads(pickle.dumps(c.slim))):
+    for other in (again, copy.deepcopy(c.slim), pickle.loads(pickle.dumps(c.slim))):  # noqa: S301  # its own bytes
         assert relative_error(run(other, c.inputs), output) == 0.0
 
 
@@ -130,7 +135,9 @@ def test_rounds_compose(case: Case) -> None:
         output = run(second, first.inputs)
         assert relative_error(output, zeroed(first.model, total, first.inputs)) <= TOLERANCE
         direct = fxprune.apply(copy.deepcopy(first.model), total, first.inputs, absorb=False, verify=False)
-        assert {n: tuple(p.shape) for n, p in direct.named_parameters()} == {n: tuple(p.shape) for n, p in second.named_parameters()}
+        assert {n: tuple(p.shape) for n, p in direct.named_parameters()} == {
+            n: tuple(p.shape) for n, p in second.named_parameters()
+        }
         direct.load_state_dict(second.state_dict())
         assert relative_error(run(direct, first.inputs), output) <= TOLERANCE
 

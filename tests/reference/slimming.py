@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -34,11 +35,20 @@ def masks(model: nn.Module, ratio: float) -> dict[str, Tensor]:
     return {name: m.weight.detach().abs() > threshold for name, m in norms.items()}
 
 
+@dataclass(frozen=True)
+class Pruned:
+    """What a script's network computes, its parameters, and its multiply-adds for one image."""
+
+    output: Tensor
+    parameters: int
+    macs: int
+
+
 class _Walk:
-    """The forward pass of clause 4, and the parameters of what the scripts build."""
+    """The forward pass of clause 4, and the parameters and multiply-adds (of one image) of what the scripts build."""
 
     def __init__(self, model: nn.Module, kept: Masks) -> None:
-        self.kept, self.parameters = kept, 0
+        self.kept, self.parameters, self.macs = kept, 0, 0
         self.names = {module: name for name, module in model.named_modules()}
 
     def norm(self, m: nn.Module, x: Tensor, *, sliced: bool) -> tuple[Tensor, int]:
@@ -50,15 +60,18 @@ class _Walk:
 
     def conv(self, m: Any, x: Tensor, ins: int, outs: int) -> Tensor:
         self.parameters += ins * outs * m.weight[0, 0].numel() + (0 if m.bias is None else outs)
-        return m(x)  # type: ignore[no-any-return]
+        result: Tensor = m(x)
+        self.macs += ins * outs * m.weight[0, 0].numel() * result[0, 0].numel()
+        return result
 
-    def linear(self, m: Any, x: Tensor, ins: int) -> Tensor:
+    def done(self, m: Any, x: Tensor, ins: int) -> Pruned:
         self.parameters += ins * m.out_features + m.out_features
-        return m(x)  # type: ignore[no-any-return]
+        self.macs += ins * m.out_features
+        return Pruned(m(x), self.parameters, self.macs)
 
 
-def resnet(model: PreActResNet, x: Tensor, kept: Masks) -> tuple[Tensor, int]:
-    """Logits and number of parameters of the pruned pre-activation ResNet."""
+def resnet(model: PreActResNet, x: Tensor, kept: Masks) -> Pruned:
+    """Logits and size of the pruned pre-activation ResNet."""
     walk = _Walk(model, kept)
     x = walk.conv(model.conv1, x, 3, model.conv1.out_channels)
     for block in [b for stage in (model.layer1, model.layer2, model.layer3) for b in stage]:
@@ -73,11 +86,11 @@ def resnet(model: PreActResNet, x: Tensor, kept: Masks) -> tuple[Tensor, int]:
             x = walk.conv(shortcut, x, shortcut.in_channels, shortcut.out_channels)
         x = y + x
     y, left = walk.norm(model.bn, x, sliced=False)
-    return walk.linear(model.fc, y.mean((2, 3)), left), walk.parameters
+    return walk.done(model.fc, y.mean((2, 3)), left)
 
 
-def densenet(model: DenseNet, x: Tensor, kept: Masks) -> tuple[Tensor, int]:
-    """Logits and number of parameters of the pruned DenseNet."""
+def densenet(model: DenseNet, x: Tensor, kept: Masks) -> Pruned:
+    """Logits and size of the pruned DenseNet."""
     walk = _Walk(model, kept)
     x = walk.conv(model.conv1, x, 3, model.conv1.out_channels)
     for part in (*model.dense1, model.trans1, *model.dense2, model.trans2, *model.dense3):
@@ -86,11 +99,11 @@ def densenet(model: DenseNet, x: Tensor, kept: Masks) -> tuple[Tensor, int]:
         y = walk.conv(part.conv1, y, left, part.conv1.out_channels)
         x = torch.cat([x, y], 1) if isinstance(part, DenseLayer) else F.avg_pool2d(y, 2)
     y, left = walk.norm(model.bn, x, sliced=False)
-    return walk.linear(model.fc, y.mean((2, 3)), left), walk.parameters
+    return walk.done(model.fc, y.mean((2, 3)), left)
 
 
-def vgg(model: nn.Module, x: Tensor, kept: Masks) -> tuple[Tensor, int]:
-    """Logits and number of parameters of the pruned VGG: features, average, classifier."""
+def vgg(model: nn.Module, x: Tensor, kept: Masks) -> Pruned:
+    """Logits and size of the pruned VGG: features, average, classifier."""
     walk = _Walk(model, kept)
     left, layers = 3, list(model.feature)  # type: ignore[arg-type]
     for layer, after in zip(layers, [*layers[1:], None], strict=True):
@@ -101,4 +114,4 @@ def vgg(model: nn.Module, x: Tensor, kept: Masks) -> tuple[Tensor, int]:
             x, left = walk.norm(layer, x, sliced=True)
         elif not isinstance(layer, nn.ReLU):
             x = layer(x)
-    return walk.linear(model.classifier, F.adaptive_avg_pool2d(x, 1).flatten(1), left), walk.parameters
+    return walk.done(model.classifier, F.adaptive_avg_pool2d(x, 1).flatten(1), left)

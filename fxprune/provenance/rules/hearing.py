@@ -26,7 +26,9 @@ CARRIERS = frozenset({reduction.__name__, spatial.__name__, indexing.__name__})
 SOFT = frozenset({"_softmax", "_log_softmax", "_safe_softmax", "softmax", "log_softmax"})
 
 
-def heard(rule: Rule, func: Any, args: Sequence[Any], before: Sequence[tuple[Tensor, tuple[Ids, ...]]], carried: Ids) -> list[Pair]:
+def heard(
+    rule: Rule, func: Any, args: Sequence[Any], before: Sequence[tuple[Tensor, tuple[Ids, ...]]], carried: Ids
+) -> list[Pair]:
     """What one call hears: atoms, and those they are heard through (none: it hears them by itself).
 
     Args:
@@ -56,7 +58,7 @@ def _products(name: str, args: Sequence[Any], before: Sequence[tuple[Tensor, tup
     factors = next(own for x, own in before if x is weight)
     columns = [ids.ravel() for ids in factors if ids.shape[dim] > 1]
     through = np.concatenate(columns) if columns else NO_IDS
-    found = [(ids.ravel(), through) for x, own in before if x is args[place - 1] for ids in own if not np.isin(ids, carried).all()]
+    found = [
+        (ids.ravel(), through) for x, own in before if x is args[place - 1] for ids in own if not np.isin(ids, carried).all()
+    ]
     return found + [(ids.ravel(), ids.ravel()) for ids in factors if not np.isin(ids, carried).all()]
-
-

@@ -63,20 +63,12 @@ def choose(graph: ChannelGraph, make: Callable[[str], Plan], clock: Clock = time
     modules: dict[str, nn.Module] = {}
     refused: dict[str, BudgetError | RewriteError] = {}
     for layout in ("coupled", "selection"):
-        try:
-            own = in_layout(graph, layout)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FxpruneWarning)  # said when the plan is made for good
-                plans[layout] = make(layout)
-            assert graph.inputs is not None
-            modules[layout] = emit_any(own, removed_channels(own, plans[layout]), graph.inputs, plans[layout]).module
-        except (BudgetError, RewriteError) as error:
-            refused[layout] = error
+        _had(layout, graph, make, plans, modules, refused)
     if len(modules) < 2:
-        taken = next((layout for layout in plans if layout in modules or len(plans) == 1), "")
+        taken = next(iter([*modules, *plans]), "")
         if not taken:
             raise refused["coupled"]
-        other = next(layout for layout in refused if layout != taken)
+        other = next(layout for layout in refused if layout != taken)  # where none can be emitted as it is, channels will be pinned
         why = str(refused[other]).splitlines()[0]
         return Choice(taken, f"layout='auto' took {taken!r}; {other!r} cannot be had: {why}")
     assert graph.inputs is not None
@@ -84,6 +76,26 @@ def choose(graph: ChannelGraph, make: Callable[[str], Plan], clock: Clock = time
     taken = "selection" if selection < coupled * (1 - MARGIN) else "coupled"
     said = f"{coupled * 1e3:.3g} ms a call with 'coupled', {selection * 1e3:.3g} ms with 'selection'"
     return Choice(taken, f"layout='auto' took {taken!r}: {said} (the least of interleaved calls on the example inputs)")
+
+
+def _had(
+    layout: str,
+    graph: ChannelGraph,
+    make: Callable[[str], Plan],
+    plans: dict[str, Plan],
+    modules: dict[str, nn.Module],
+    refused: dict[str, BudgetError | RewriteError],
+) -> None:
+    """The plan and the module of a layout, or why it cannot be had."""
+    assert graph.inputs is not None
+    try:
+        own = in_layout(graph, layout)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FxpruneWarning)  # said when the plan is made for good
+            plans[layout] = make(layout)
+        modules[layout] = emit_any(own, removed_channels(own, plans[layout]), graph.inputs, plans[layout]).module
+    except (BudgetError, RewriteError) as error:
+        refused[layout] = error
 
 
 def interleaved(first: nn.Module, second: nn.Module, inputs: Inputs, clock: Clock) -> tuple[float, float]:

@@ -38,7 +38,7 @@ from fxprune.record import ordered, sizes
 from fxprune.rewrite.arrival import OrderConflictError
 from fxprune.rewrite.eager import UnmetError, emit_eager
 from fxprune.rewrite.emit import Emitted, emit
-from fxprune.solve.plans import removed_channels
+from fxprune.solve.plans import removed_by
 from fxprune.verify import Evidence, verify_eager, verify_slim
 from fxprune.weights import check_finite, check_weights, gammas, unchecked
 
@@ -266,9 +266,9 @@ def emit_settled(subject: Subject, decide: Decide, *, pin: bool, weights: bool =
         RewriteError: what cannot be emitted, where pinning is not allowed or does not help.
     """
     for _ in range(ROUNDS):
-        graph = subject.graph
-        decided = decide(graph)
-        removed = removed_channels(graph, decided)
+        decided = decide(subject.graph)
+        graph, removed = removed_by(subject.graph, decided, given=not pin)
+        subject = replace(subject, graph=graph)
         try:
             emitted = emit_any(graph, removed, subject.inputs, decided, weights=weights)
         except UnmetError as unmet:

@@ -23,13 +23,15 @@ from fxprune.provenance.factor import Ids
 from fxprune.provenance.interpret import interpret
 
 
-def selected(graph: ChannelGraph) -> ChannelGraph:
+def selected(graph: ChannelGraph, *, merge: bool = True) -> ChannelGraph:
     """The graph of the selection layout for a graph of the coupled one (clauses 1 to 3).
+
+    ``merge=False`` leaves out clause 2: for plans of networks whose exclusive cuts were others (several rounds in one).
 
     Raises:
         BudgetError: no batch norm to select after, or no program to put selects in.
     """
-    if graph.selection is not None:
+    if graph.selection is not None and merge:
         return graph
     if isinstance(graph.program, EagerProgram) or graph.inputs is None:
         raise BudgetError(
@@ -50,7 +52,7 @@ def selected(graph: ChannelGraph) -> ChannelGraph:
         )
     new = replace(build(program, graph.tensors, graph.gammas), notes=graph.notes, inputs=graph.inputs)
     heard = _heard(new, cutter)
-    alone = _exclusive(new, cutter.cuts, heard)
+    alone = [merge and own for own in _exclusive(new, cutter.cuts, heard)]
     cuts = tuple(cut for cut, merged in zip(cutter.cuts, alone, strict=True) if not merged)
     closed = tuple(cut for cut, merged in zip(cutter.cuts, alone, strict=True) if merged)
     for cut in closed:

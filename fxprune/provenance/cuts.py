@@ -31,11 +31,10 @@ from fxprune.provenance.tracker import Tracker
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Cut:
-    """A cut (clause 1): the node of the batch norm, the name of its scale, and the node that computes what it reads."""
+    """A cut (clause 1): the node of the batch norm, and the name of its scale."""
 
     node: str
     gamma: str
-    reads: str
     source: Ids
     own: Ids
 
@@ -91,7 +90,7 @@ class Cutter:
             return env
         source = factors[0].ravel() if factors else np.zeros(x.shape[1], np.int64)
         own = recorder.take(x.shape[1])
-        self.cuts.append(Cut(node.name, gamma, given.name, source, own))
+        self.cuts.append(Cut(node.name, gamma, source, own))
         cut = tracker.new(x.shape, x, [own.reshape((1, -1) + (1,) * (x.dim() - 2))])
         return ChainMap({given: cut}, env)  # type: ignore[arg-type]
 

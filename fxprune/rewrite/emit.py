@@ -59,7 +59,8 @@ def emit(
 ) -> Emitted:
     """The slim program for a set of removed coupled channels.
 
-    ``kept`` is the order in which a plan lists what stays; ascending where it says nothing. ``weights=False`` stops before clause 4: the result's tensors are on meta (used to probe a plan).
+    ``kept`` is the order in which a plan lists what stays; ascending where it says nothing.
+    ``weights=False`` stops before clause 4: the result's tensors are on meta (used to probe a plan).
 
     Raises:
         OrderConflictError: channels arrive in an order that no weights can mend.
@@ -73,7 +74,7 @@ def emit(
         key = live.tobytes()
         if key not in same:
             same[key] = np.flatnonzero(live)
-        order[axis] = _listed(axis, same[key], kept)
+        order[axis] = listed(axis, same[key], kept)
     by_name: dict[str, list[Axis]] = {}
     for axis in graph.axes:
         by_name.setdefault(axis.name, []).append(axis)
@@ -98,7 +99,7 @@ def emit(
     return Emitted(assemble(graph, root, new), order, reordered)
 
 
-def _listed(axis: Axis, ascending: Ids, kept: Kept | None) -> Ids:
+def listed(axis: Axis, ascending: Ids, kept: Kept | None) -> Ids:
     """The survivors of an axis in the order of a plan."""
     rows = (kept or {}).get(axis.name, {}).get(axis.dim)
     if rows is None or len(rows) != len(ascending):

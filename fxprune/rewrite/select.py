@@ -1,7 +1,7 @@
 """Selects in front of batch norms that read fewer channels than arrive.
 
 1. At a cut (provenance/cuts.py) the channels that arrive are mapped to those that the batch norm keeps, position by position; where an atom
-   arrives several times, its k-th position in the original is its k-th in the slim program.
+   arrives several times, its k-th position in the original is its k-th in the slim program; what arrives without an atom takes what is left.
 2. If that is the identity nothing is inserted; if it is a range of neighbours, a slice ``x[:, a:b]``; otherwise ``index_select`` with a
    buffer of positions. The buffer is not in the state dict: the plan knows it.
 3. Selects of selects become one, where nothing else reads the first one; those that came to take everything vanish.
@@ -62,21 +62,36 @@ def selecting(state: Pass, cut: Cut, open_: bool, copy: fx.Node, env: dict[fx.No
 def _positions(state: Pass, cut: Cut, x: Tensor) -> Ids:
     """Where each position of the original stands in what arrives (clause 1); -1 for those that do not."""
     component = state.arrival.component
-    source = component[cut.source]
     there = np.flatnonzero(state.alive[cut.source])
     factors = state.tracker.value(x).factors
-    arrived = component[factors[0].ravel()] if factors else source[there]
-    first, second = np.argsort(source[there], kind="stable"), np.argsort(arrived, kind="stable")
-    if len(there) != x.shape[1] or not np.array_equal(source[there][first], arrived[second]):
-        raise RewriteError(
-            f"node {cut.node!r} selects among {len(there)} channels, and {x.shape[1]} others arrive; please report this model.",
-            node=cut.node,
-            expected=len(there),
-            got=x.shape[1],
-        )
+    arrived = factors[0].ravel() if factors else np.zeros(x.shape[1], np.int64)
     places = np.full(len(cut.source), -1, np.int64)
-    places[there[first]] = second
-    return places
+    if len(there) == len(arrived):
+        have, want = component[arrived], component[cut.source[there]]
+        if ((have == want) | (arrived == 0)).all():
+            places[there] = np.arange(len(there))
+            return places
+        known = np.flatnonzero(arrived)  # what is left alone in a part of a concatenation arrives without its atom
+        open_ = dict.fromkeys(there.tolist())
+        rows: dict[int, list[int]] = {}
+        for position in there.tolist():
+            rows.setdefault(int(component[cut.source[position]]), []).append(position)
+        for place in known.tolist():
+            mine = rows.get(int(have[place]))
+            if not mine:
+                break
+            position = mine.pop(0)
+            places[position] = place
+            del open_[position]
+        else:
+            places[list(open_)] = np.flatnonzero(arrived == 0)
+            return places
+    raise RewriteError(
+        f"node {cut.node!r} selects among {len(there)} channels, and {x.shape[1]} others arrive; please report this model.",
+        node=cut.node,
+        expected=len(there),
+        got=x.shape[1],
+    )
 
 
 def _node(state: Pass, cut: Cut, copy: fx.Node, given: fx.Node, index: Ids) -> fx.Node:

@@ -6,6 +6,7 @@ import numpy as np
 
 from fxprune.errors import PlanMismatchError
 from fxprune.graph.channels import ChannelGraph
+from fxprune.graph.selection import selected
 from fxprune.plan import Plan
 from fxprune.provenance.factor import Ids, Mask
 from fxprune.solve.arrange import arranged
@@ -39,6 +40,21 @@ def _silent(graph: ChannelGraph, channels: tuple[int, ...]) -> dict[str, dict[in
             if reads and len(atoms):
                 found.setdefault(axis.name, {})[axis.dim] = tuple(atoms.tolist())
     return found
+
+
+def removed_by(graph: ChannelGraph, plan: Plan, *, given: bool = False) -> tuple[ChannelGraph, Mask]:
+    """What a plan removes from a graph, and that graph. A given plan of the selection layout may need its exclusive cuts open.
+
+    Raises:
+        PlanMismatchError: as ``removed_channels``.
+    """
+    try:
+        return graph, removed_channels(graph, plan)
+    except PlanMismatchError:
+        if not given or graph.selection is None or not graph.selection.closed:
+            raise
+        opened = selected(graph, merge=False)
+        return opened, removed_channels(opened, plan)
 
 
 def removed_channels(graph: ChannelGraph, plan: Plan) -> Mask:
@@ -87,6 +103,15 @@ def removed_channels(graph: ChannelGraph, plan: Plan) -> Mask:
             node=label,
             got=label,
         )
+    for cut in graph.selection.cuts if graph.selection is not None else ():
+        lost = component[cut.own[gone[component[cut.source]] & ~gone[component[cut.own]]]]
+        if len(lost):
+            label = ", ".join(graph.axes_of(lost[:1].tolist())[:3])
+            raise PlanMismatchError(
+                f"the plan removes a channel that a batch norm reads and keeps: {label}. It was made for another model.",
+                node=cut.node,
+                got=label,
+            )
     pinned = np.flatnonzero(gone & graph.pinned)
     if len(pinned):
         label = ", ".join(graph.axes_of(pinned[:1].tolist())[:3])

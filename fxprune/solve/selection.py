@@ -143,7 +143,7 @@ class _Liveness:
         self.stiff = self._stiff()
         self.mixed = np.zeros(graph.closed.count, np.bool_)
         self.mixed[component[graph.selection.heard]] = True
-        self.columns = _columns(graph)
+        self.hearing = _hearing(graph, graph.selection)
 
     def _stiff(self) -> Mask:
         """Channels that only the elimination order removes (clause 4)."""
@@ -195,10 +195,13 @@ class _Liveness:
         alive = ~self.free | silent | (wanted & (self.mixed | self.stiff))
         while True:
             before = int(alive.sum())
-            alive[self.source[alive[self.own]]] = True
-            for rows, columns in self.columns:
-                if rows is None or (alive[rows] & ~silent[rows]).any():
-                    alive[columns[wanted[columns]]] = True
+            for hearing in self.hearing:
+                if isinstance(hearing, _Columns):
+                    if hearing.rows is None or (alive[hearing.rows] & ~silent[hearing.rows]).any():
+                        alive[hearing.columns[wanted[hearing.columns]]] = True
+                else:
+                    source, own = hearing
+                    alive[source[alive[own]]] = True
             if int(alive.sum()) == before:
                 return alive
 
@@ -209,16 +212,28 @@ class _Liveness:
         return int(group.channels[int(last[group.channels].argmax())])
 
 
-def _columns(graph: ChannelGraph) -> list[tuple[Ids | None, Ids]]:
-    """Per input axis of a weight: the components of its rows (None: it has no rows that could all go), and of its columns."""
+@dataclass(frozen=True, slots=True)
+class _Columns:
+    """An input axis of a weight: components of its rows (None: it has none that could all go), and of its columns."""
+
+    rows: Ids | None
+    columns: Ids
+
+
+def _hearing(graph: ChannelGraph, selection: Selection) -> list[_Columns | tuple[Ids, Ids]]:
+    """Who hears whom: columns of weights, and (sources, own) of cuts; last in the program first, as liveness runs backwards."""
     component = graph.closed.component
     rows: dict[str, Ids] = {}
     for axis, reads in zip(graph.axes, graph.reading, strict=True):
         if not reads and graph.tensors[axis.name].dim() > 1:
             own = component[axis.start : axis.start + axis.size]
             rows[axis.name] = np.unique(np.concatenate([rows.get(axis.name, own), own]))
-    return [
-        (rows.get(axis.name), np.unique(component[axis.start : axis.start + axis.size]))
-        for axis, reads in zip(graph.axes, graph.reading, strict=True)
-        if reads
-    ]
+    placed: list[tuple[int, _Columns | tuple[Ids, Ids]]] = []
+    node_of: dict[str, int] = {}
+    for number, (axis, reads) in enumerate(zip(graph.axes, graph.reading, strict=True)):
+        node_of.setdefault(axis.name, number)
+        if reads:
+            columns = np.unique(component[axis.start : axis.start + axis.size])
+            placed.append((number, _Columns(rows.get(axis.name), columns)))
+    placed += [(node_of.get(cut.gamma, 0), (component[cut.source], component[cut.own])) for cut in selection.cuts]
+    return [hearing for _, hearing in sorted(placed, key=lambda item: -item[0])]

@@ -87,8 +87,13 @@ class Constraint:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Cuts that do not couple (provenance/cuts.py), those whose two sides are coupled again, and the atoms that something else than
-    columns of weights hears."""
+    """What the selection layout adds to a graph.
+
+    Attributes:
+        cuts: where batch norms drop channels of what they read (provenance/cuts.py).
+        closed: cuts whose two sides are coupled again (graph/selection.py).
+        heard: atoms that something else than columns of weights hears.
+    """
 
     cuts: tuple[Cut, ...]
     closed: tuple[Cut, ...]

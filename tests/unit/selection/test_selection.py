@@ -385,3 +385,22 @@ def test_nothing_to_rank_is_refused() -> None:
     model = seeded(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)))
     with pytest.raises(NothingToPruneError):
         fxprune.slim(model, 0.5, image(), layout="selection")
+
+
+@pytest.mark.slow
+def test_programs_of_torch_export() -> None:
+    """Their batch norms are calls of ATen operators."""
+
+    class Matching(Shared):
+        def forward(self, x: Tensor) -> Tensor:
+            match x.shape:
+                case (_, _, _, _):
+                    return super().forward(x)
+                case _:
+                    raise ValueError
+
+    model = seeded(Matching(branches=3, width=12))
+    assert "torch.export" in fxprune.analyze(model, image()).program.captured.how
+    slim = selected(model, 0.5)
+    assert "_select" in slim.code
+    assert slim.state_dict().keys() == model.state_dict().keys()

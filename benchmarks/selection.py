@@ -56,7 +56,7 @@ def uniform(count: int, rng: torch.Generator) -> Tensor:
 def levels(count: int, rng: torch.Generator) -> Tensor:
     """Clause 1."""
     level = torch.randn(1, generator=rng)
-    return (level + 0.5 * torch.randn(count, generator=rng)).exp()
+    return (0.5 * level + 0.5 * torch.randn(count, generator=rng)).exp()
 
 
 DRAWS = {"uniform": uniform, "levels": levels}

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fxprune
-from fxprune.errors import BudgetError
+from fxprune.errors import BudgetError, PlanMismatchError
 from fxprune.plan import Plan
 from tests.property.compiling import TOLERANCE, Compiled, network, note, run
 from tests.property.layers import BatchNorm, Conv, Linear, RawConv, TransposedConv
@@ -134,7 +134,12 @@ def test_rounds_compose(case: Case) -> None:
         total = fxprune.plan_of(second)
         output = run(second, first.inputs)
         assert relative_error(output, zeroed(first.model, total, first.inputs)) <= TOLERANCE
-        direct = fxprune.apply(copy.deepcopy(first.model), total, first.inputs, absorb=False, verify=False)
+        try:
+            direct = fxprune.apply(copy.deepcopy(first.model), total, first.inputs, absorb=False, verify=False)
+        except PlanMismatchError:
+            # Short blocks that the first round thins alike are single channels in the second, which may take some of them alone.
+            assert fxprune.analyze(first.model, first.inputs).closed.uniform
+            continue
         assert {n: tuple(p.shape) for n, p in direct.named_parameters()} == {
             n: tuple(p.shape) for n, p in second.named_parameters()
         }

@@ -19,17 +19,20 @@ from fxprune.errors import BudgetError, PlanMismatchError
 from fxprune.failsafe import Finish, emit_verified
 from fxprune.folds import Absorption
 from fxprune.graph.channels import ChannelGraph
+from fxprune.layouts import LAYOUTS, choose, in_layout
 from fxprune.pipeline import Subject, emit_settled, study, verified, verified_eager
 from fxprune.plan import Plan
 from fxprune.record import attach, entered_by, extended, record_of
 from fxprune.score.data import DataScore, on
-from fxprune.score.scores import Score
+from fxprune.score.scores import Score, Scored
 from fxprune.score.scores import score as score_groups
+from fxprune.solve.budget import Budget
 from fxprune.solve.budgeted import check_asked, solve_budget, solve_share
 from fxprune.solve.plans import to_plan
 from fxprune.solve.ranked import ranking
 from fxprune.solve.ratio import Solution, solve_ratio
 from fxprune.solve.scopes import check_scope
+from fxprune.solve.selection import ranked, select_channels
 from fxprune.train.readiness import warn_if_large
 from fxprune.verify import Evidence
 
@@ -84,7 +87,9 @@ def plan(
         graph: what ``analyze`` returned.
         ratio: share of channels to remove, in [0, 1).
         budget: a ``Budget``: upper bounds on what remains (parameters, MACs, ...). As much score is kept as they allow.
-        layout: "coupled": a channel goes when its whole coupling class goes.
+        layout: "coupled": a channel goes when its whole coupling class goes. "selection": every batch norm drops its own channels, behind a
+            select where others need them (docs/selection.md); it takes a ratio, no budget. "auto": both are made, and timed on the example
+            inputs; the faster one is it.
         score: "auto", the name of a score of the weights ("gamma", "magnitude", "l1", ...; ``fxprune.score.NAMED``), "name:normalisation", a callable
             ``(ChannelGroup) -> tensor (channels,)``, or a score that looks at data (``fxprune.score.taylor(loader, loss)``, ...).
         floor: share of each group that stays, at least one channel; 0 allows emptied layers.
@@ -98,22 +103,48 @@ def plan(
     """
     check_asked(ratio, budget)
     check_scope(scope)
-    if layout != "coupled":
-        raise BudgetError(f"layout must be 'coupled' in this version, got {layout!r}.", expected="coupled", got=layout)
-    scored = score_groups(graph.groups, on(score, graph))
+    if layout not in LAYOUTS:
+        raise BudgetError(f"layout must be 'coupled', 'selection' or 'auto', got {layout!r}.", expected="coupled", got=layout)
+
+    def again(layout: str) -> Plan:
+        return plan(graph, ratio, budget=budget, score=score, layout=layout, floor=floor, round_to=round_to, scope=scope)
+
+    if layout == "auto":
+        chosen = choose(graph, again)
+        made = again(chosen.layout)
+        return replace(made, notes=(*made.notes, chosen.note))
+    if layout == "selection" and (budget is not None or scope != "global"):
+        raise BudgetError(
+            "layout='selection' takes a ratio over all batch norms (ratio=, scope='global'). Budgets and other scopes need layout='coupled'.",
+            expected="coupled",
+            got=layout,
+        )
+    graph = in_layout(graph, layout)
+    if layout == "selection":
+        scored, solution = select_channels(graph, cast("float", ratio), on(score, graph), floor, round_to)
+        shown = ranked(graph)
+    else:
+        scored, solution, shown = *_solved(graph, ratio, budget, on(score, graph), floor, round_to, scope), graph
+    warn_if_large(shown.groups, scored.name, solution.removed, ratio, scored.values)
+    return replace(to_plan(graph, solution, scored.name, layout), ranking=ranking(shown, scored, solution.removed))
+
+
+def _solved(
+    graph: ChannelGraph, ratio: float | None, budget: Budget | None, score: str | Score, floor: float, round_to: int, scope: str
+) -> tuple[Scored, Solution]:
+    """What goes in the coupled layout."""
+    scored = score_groups(graph.groups, score)
     if budget is not None:
         try:
-            solution = solve_budget(graph, scored, budget, floor, round_to, scope)
+            return scored, solve_budget(graph, scored, budget, floor, round_to, scope)
         except BudgetError as error:
             if isinstance(error.nearest, Solution):
-                error.nearest = to_plan(graph, error.nearest, scored.name, layout)
+                error.nearest = to_plan(graph, error.nearest, scored.name)
             raise
-    elif scope == "global":
-        solution = solve_ratio(graph, scored, cast("float", ratio), floor, round_to)
-    else:
-        solution = solve_share(graph, scored, cast("float", ratio), floor, round_to, scope)
-    warn_if_large(graph.groups, scored.name, solution.removed, ratio, scored.values)
-    return replace(to_plan(graph, solution, scored.name, layout), ranking=ranking(graph, scored, solution.removed))
+    share = cast("float", ratio)
+    if scope == "global":
+        return scored, solve_ratio(graph, scored, share, floor, round_to)
+    return scored, solve_share(graph, scored, share, floor, round_to, scope)
 
 
 @_undisturbed()
@@ -139,7 +170,7 @@ def apply(
             f"plan must be a fxprune.Plan, got {type(plan).__name__}. Use Plan.from_json() for a JSON text.",
             got=type(plan).__name__,
         )
-    subject = study(model, example_inputs)
+    subject = study(model, example_inputs, layout=plan.layout)
     subject, final, module = emit_settled(subject, lambda _: plan, pin=False)
     final, absorption = _finish(what)(subject, final, module)
     evidence = None
@@ -153,7 +184,8 @@ def apply(
 
 def _finish(what: Asked) -> Finish:
     def finish(subject: Subject, plan: Plan, module: nn.Module) -> tuple[Plan, Absorption]:
-        return absorbed(subject.graph, subject.inputs, plan, module, what)
+        own = asked(False) if subject.layout == "selection" else what
+        return absorbed(subject.graph, subject.inputs, plan, module, own)
 
     return finish
 
@@ -191,11 +223,11 @@ def slim(
 ) -> fx.GraphModule:
     """A physically smaller, verified version of ``model``.
 
-    Args: see ``analyze`` (model, example_inputs, keep), ``plan`` (ratio, budget, score, floor, round_to, scope) and ``apply`` (verify).
+    Args: see ``analyze`` (model, example_inputs, keep), ``plan`` (ratio, budget, score, layout, floor, round_to, scope) and ``apply`` (verify).
         absorb: what becomes of the constant that a removed channel still emits (``act(beta)`` where gamma is 0, its expected value elsewhere).
             True: it goes into the biases and running means of what reads it, right wherever the window sees no zero padding. "exact": and into border
             maps, right everywhere. A loader (an iterable of batches): as True, with means over these data in the place of expected values. False:
-            it is dropped, as the paper does. ``absorption_of`` reports. An eager module drops it always.
+            it is dropped, as the paper does. ``absorption_of`` reports. Eager modules and the selection layout drop it always.
         strict: raise where a plan cannot be verified. Otherwise the group of channels that is to blame stays, and the plan's notes say so.
 
     Verification compares numbers for models of up to ``VERIFIED_PARAMETERS`` parameters; beyond that the slim graph's shapes and channels
@@ -211,10 +243,19 @@ def slim(
     """
     what = asked(absorb)
     check_asked(ratio, budget)
-    subject = study(model, example_inputs, keep)
+    subject = study(model, example_inputs, keep, layout="selection" if layout == "selection" else "coupled")
+
+    def made(graph: ChannelGraph, layout: str) -> Plan:
+        return plan(graph, ratio, budget=budget, score=score, layout=layout, floor=floor, round_to=round_to, scope=scope)
+
+    if layout == "auto":
+        chosen = choose(subject.graph, lambda layout: made(subject.graph, layout))
+        layout = chosen.layout
+        graph = in_layout(subject.graph, layout)
+        subject = replace(subject, layout=layout, graph=replace(graph, notes=(*graph.notes, chosen.note)))
 
     def decide(graph: ChannelGraph) -> Plan:
-        return plan(graph, ratio, budget=budget, score=score, layout=layout, floor=floor, round_to=round_to, scope=scope)
+        return made(graph, layout)
 
     large = sum(t.numel() for t in subject.graph.tensors.values() if isinstance(t, nn.Parameter)) > VERIFIED_PARAMETERS
     if verify and not large:

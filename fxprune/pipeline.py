@@ -30,7 +30,8 @@ from fxprune.capture.tracer import Captured, ChannelTracer, trace
 from fxprune.errors import CaptureError, FxpruneError, InputError, KeepError, RewriteError, UnfaithfulCaptureError
 from fxprune.folds import Absorption
 from fxprune.graph.channels import ChannelGraph, build
-from fxprune.plan import Kept, Plan
+from fxprune.graph.selection import selected
+from fxprune.plan import Plan
 from fxprune.provenance.eager import EagerProgram, private
 from fxprune.provenance.factor import Ids, Mask, Value
 from fxprune.provenance.fallback import accepts, interpret_otherwise
@@ -39,7 +40,7 @@ from fxprune.record import ordered, sizes
 from fxprune.rewrite.arrival import OrderConflictError
 from fxprune.rewrite.eager import UnmetError, emit_eager
 from fxprune.rewrite.emit import Emitted, emit
-from fxprune.solve.plans import removed_channels
+from fxprune.solve.plans import removed_by
 from fxprune.verify import Evidence, verify_eager, verify_slim
 from fxprune.weights import check_finite, check_weights, gammas, unchecked
 
@@ -60,6 +61,7 @@ class Subject:
     keep: tuple[str, ...] = ()
     entered: frozenset[Function] = field(default_factory=frozenset)
     weights: bool = True
+    layout: str = "coupled"
 
 
 def study(
@@ -69,8 +71,9 @@ def study(
     entered: frozenset[Function] = frozenset(),
     *,
     weights: bool = True,
+    layout: str = "coupled",
 ) -> Subject:
-    """Clauses 1 and 2. ``weights=False``: the weights are not looked at; their numbers come from elsewhere."""
+    """Clauses 1 and 2. ``weights=False``: the weights are not looked at; their numbers come from elsewhere. ``layout`` is a plan's."""
     if not isinstance(model, nn.Module):
         raise InputError(f"model must be a torch.nn.Module, got {type(model).__name__}.", got=type(model).__name__)
     names: Any = keep
@@ -79,9 +82,10 @@ def study(
     patterns = (keep,) if isinstance(keep, str) else tuple(keep)
     program, inputs = _program(model, example_inputs, entered, check_weights if weights else unchecked)
     captured = program.captured
-    graph = build(program, captured.tensors, gammas(captured))
-    inside = entered | captured.entered
-    return Subject(model, settle(_keep(graph, patterns), inputs), inputs, patterns, inside, weights)
+    graph = replace(build(program, captured.tensors, gammas(captured)), inputs=inputs)
+    graph = settle(_keep(graph, patterns), inputs)
+    graph = settle(selected(graph), inputs) if layout == "selection" else graph
+    return Subject(model, graph, inputs, patterns, entered | captured.entered, weights, layout)
 
 
 def _program(model: nn.Module, example_inputs: Any, entered: frozenset[Function], check: Check) -> tuple[Interpreted, Inputs]:
@@ -220,7 +224,7 @@ def settle(graph: ChannelGraph, inputs: Inputs) -> ChannelGraph:
         if not graph.closed.cells or not graph.program.recorder.interleaved:
             return graph
         try:
-            _emit(graph, _probe(graph), inputs, weights=False)
+            emit_any(graph, _probe(graph), inputs, weights=False)
         except OrderConflictError as conflict:
             settled = _yield_to(graph, conflict.components, conflict.node)
             if settled.closed is graph.closed and np.array_equal(settled.pinned, graph.pinned):
@@ -253,10 +257,11 @@ def _probe(graph: ChannelGraph) -> Mask:
     return removed
 
 
-def _emit(graph: ChannelGraph, removed: Mask, inputs: Inputs, silent: Kept | None = None, *, weights: bool = True) -> Emitted:
+def emit_any(graph: ChannelGraph, removed: Mask, inputs: Inputs, decided: Plan | None = None, *, weights: bool = True) -> Emitted:
     """The slim program: a graph, or an eager module."""
     emitting = emit_eager if isinstance(graph.program, EagerProgram) else emit
-    return emitting(graph, removed, inputs, silent, weights=weights)
+    silent, kept = ({}, {}) if decided is None else (decided.silent, decided.kept)
+    return emitting(graph, removed, inputs, silent, kept, weights=weights)
 
 
 def emit_settled(subject: Subject, decide: Decide, *, pin: bool, weights: bool = True) -> tuple[Subject, Plan, nn.Module]:
@@ -268,11 +273,11 @@ def emit_settled(subject: Subject, decide: Decide, *, pin: bool, weights: bool =
         RewriteError: what cannot be emitted, where pinning is not allowed or does not help.
     """
     for _ in range(ROUNDS):
-        graph = subject.graph
-        decided = decide(graph)
-        removed = removed_channels(graph, decided)
+        decided = decide(subject.graph)
+        graph, removed = removed_by(subject.graph, decided, given=not pin)
+        subject = replace(subject, graph=graph)
         try:
-            emitted = _emit(graph, removed, subject.inputs, decided.silent, weights=weights)
+            emitted = emit_any(graph, removed, subject.inputs, decided, weights=weights)
         except UnmetError as unmet:
             if not pin:
                 raise
@@ -296,7 +301,8 @@ def _repaired(subject: Subject, error: RewriteError, *, pin: bool) -> Subject:
     if node is None:
         raise error
     if node.op == "call_function" and is_hidden(node.target) and node.target not in subject.entered:
-        return study(subject.model, subject.inputs, subject.keep, subject.entered | {node.target}, weights=subject.weights)
+        entered = subject.entered | {node.target}
+        return study(subject.model, subject.inputs, subject.keep, entered, weights=subject.weights, layout=subject.layout)
     values = [graph.nodes[n.name] for n in (node, *node.all_input_nodes)]
     ids = [f.ravel() for v in torch.utils._pytree.tree_leaves(values) if isinstance(v, Value) for f in v.factors]
     touched = np.unique(graph.closed.component[np.concatenate([np.zeros(0, np.int64), *ids])])

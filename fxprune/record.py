@@ -145,7 +145,9 @@ def compose(first: Plan, second: Plan) -> Plan:
             earlier = silent.setdefault(name, {}).get(dim, ())
             silent[name][dim] = (*earlier, *(first.kept[name][dim][i] for i in atoms))
     added = second.added if first.added is None else (*_narrowed(first.added, second), *(second.added or ()))
-    return replace(second, kept=kept, sizes=first.sizes, silent=silent, notes=(*first.notes, *second.notes), added=added)
+    notes = (*first.notes, *second.notes)
+    layout = "selection" if "selection" in (first.layout, second.layout) else second.layout
+    return replace(second, kept=kept, sizes=first.sizes, silent=silent, notes=notes, added=added, layout=layout)
 
 
 def _narrowed(added: tuple[Addition, ...], second: Plan) -> tuple[Addition, ...]:

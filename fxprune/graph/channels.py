@@ -17,7 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fxprune.capture.inputs import Inputs
 from fxprune.graph.closure import Closed, close
+from fxprune.provenance.cuts import Cut
 from fxprune.provenance.factor import Ids, Mask
 from fxprune.provenance.interpret import Interpreted
 from fxprune.provenance.ledger import Axis
@@ -83,6 +85,21 @@ class Constraint:
     channels: int
 
 
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What the selection layout adds to a graph.
+
+    Attributes:
+        cuts: where batch norms drop channels of what they read (provenance/cuts.py).
+        closed: cuts whose two sides are coupled again (graph/selection.py).
+        heard: atoms that something else than columns of weights hears.
+    """
+
+    cuts: tuple[Cut, ...]
+    closed: tuple[Cut, ...]
+    heard: Ids
+
+
 @dataclass(frozen=True)
 class ChannelGraph:
     """Provenance of every node, coupled channels, constraints and groups of one captured model.
@@ -95,6 +112,8 @@ class ChannelGraph:
         kept: names that the user asked to keep.
         barred: atoms that the fail-safe or ``keep`` pinned, with node and reason.
         notes: what a user should know.
+        inputs: the example inputs.
+        selection: cuts in front of batch norms and what else hears channels, for the selection layout (graph/selection.py).
     """
 
     program: Interpreted
@@ -103,6 +122,8 @@ class ChannelGraph:
     gammas: frozenset[str]
     barred: tuple[tuple[Ids, str, str], ...] = ()
     notes: tuple[str, ...] = ()
+    inputs: Inputs | None = None
+    selection: Selection | None = None
 
     @property
     def axes(self) -> Sequence[Axis]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -35,6 +35,13 @@ from fxprune.provenance.tracker import Tracker
 OnNode = Callable[[fx.Node, Any], None]
 
 
+class Before(Protocol):
+    """What changes what nodes see of the values before them (cuts.py)."""
+
+    def tracker(self, recorder: Recorder) -> Tracker: ...
+    def before(self, node: fx.Node, env: Mapping[fx.Node, Any], tracker: Tracker) -> Mapping[fx.Node, Any]: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Interpreted:
     """A recorded run: what every node computes (clause 2) and what the ledger took down.
@@ -50,7 +57,7 @@ class Interpreted:
     inputs: Inputs = field(default_factory=lambda: Inputs((), {}))
 
 
-def interpret(captured: Captured, inputs: Inputs) -> Interpreted:
+def interpret(captured: Captured, inputs: Inputs, cutter: Before | None = None) -> Interpreted:
     """Provenance of every node of a captured program (DESIGN: analyze).
 
     Raises:
@@ -58,7 +65,7 @@ def interpret(captured: Captured, inputs: Inputs) -> Interpreted:
         CaptureError: the program reads numbers out of tensors.
     """
     recorder = Recorder()
-    tracker = Tracker(recorder, find)
+    tracker = Tracker(recorder, find) if cutter is None else cutter.tracker(recorder)
     root = evaluation_clone(captured.root, to_meta)
     roots = {}
     convolutions, real = convolution_weights(captured.modules), captured.tensors
@@ -79,7 +86,7 @@ def interpret(captured: Captured, inputs: Inputs) -> Interpreted:
         nodes[node.name] = as_values(result, tracker)
 
     hollow = inputs.on_meta()
-    run(captured.graph, root, tracker, hollow, keep)
+    run(captured.graph, root, tracker, hollow, keep, cutter)
     return Interpreted(captured, recorder, nodes, roots, root, hollow)
 
 
@@ -139,7 +146,9 @@ def as_values(result: Any, tracker: Tracker) -> Any:
     return torch.utils._pytree.tree_unflatten([tracker.value(x) if isinstance(x, Tensor) else x for x in leaves], spec)
 
 
-def run(graph: fx.Graph, root: nn.Module, tracker: Tracker, inputs: Inputs, on_node: OnNode) -> None:
+def run(
+    graph: fx.Graph, root: nn.Module, tracker: Tracker, inputs: Inputs, on_node: OnNode, cutter: Before | None = None
+) -> None:
     """Evaluate every node under the tracker, in order; ``on_node`` sees each result (clauses 2 and 3)."""
     env: dict[fx.Node, Any] = {}
     feed = iter(inputs.args)
@@ -150,7 +159,7 @@ def run(graph: fx.Graph, root: nn.Module, tracker: Tracker, inputs: Inputs, on_n
                 result = _argument(node, feed, inputs.kwargs)
             else:
                 try:
-                    result = evaluate(node, root, env, tracker)
+                    result = evaluate(node, root, env if cutter is None else cutter.before(node, env, tracker), tracker)
                 except FxpruneError:
                     raise
                 except Exception as error:

@@ -150,15 +150,16 @@ class Recorder:
     def axis(self, name: str, dim: int, size: int, blocks: int = 1) -> Ids:
         """Fresh atoms for a dimension of a parameter or buffer."""
         self.axes.append(Axis(name, dim, self.atoms, size * blocks, blocks))
-        return self._take(size * blocks)
+        return self.take(size * blocks)
 
-    def _take(self, count: int) -> Ids:
+    def take(self, count: int) -> Ids:
+        """Atoms that are nobody's yet."""
         ids = np.arange(self.atoms, self.atoms + count, dtype=np.int64)
         self.atoms += count
         return ids
 
     def _create(self, count: int) -> Ids:
-        ids = self._take(count)
+        ids = self.take(count)
         index = self._count.get(self.node, 0)
         self._count[self.node] = index + 1
         self.created[(self.node, index)] = ids

@@ -34,7 +34,7 @@ from fxprune.provenance.ledger import Axis
 from fxprune.provenance.shadow import Shadowing
 from fxprune.rewrite import attributes
 from fxprune.rewrite.arrival import Arrival, OrderConflictError, by_node
-from fxprune.rewrite.emit import PASSES, Emitted
+from fxprune.rewrite.emit import PASSES, Emitted, listed
 from fxprune.rewrite.slicing import LARGEST_CHUNK, like, living, silence, slim_factors, take
 
 Order = Mapping[Axis, Ids]
@@ -50,9 +50,17 @@ class UnmetError(RewriteError):
 
 
 def emit_eager(
-    graph: ChannelGraph, removed: Mask, inputs: Inputs, silent: Kept | None = None, *, weights: bool = True
+    graph: ChannelGraph,
+    removed: Mask,
+    inputs: Inputs,
+    silent: Kept | None = None,
+    kept: Kept | None = None,
+    *,
+    weights: bool = True,
 ) -> Emitted:
     """The slim module for a set of removed coupled channels; ``weights=False`` only rehearses, and returns the original.
+
+    ``kept``: as for ``emit``.
 
     Raises:
         OrderConflictError: channels arrive in an order that no weights can mend.
@@ -60,7 +68,7 @@ def emit_eager(
         RewriteError: a call differs, and no channel that could stay is behind it.
     """
     alive = ~removed[graph.closed.component]
-    order = {a: np.flatnonzero(alive[a.start : a.start + a.size]) for a in graph.axes}
+    order = {a: listed(a, np.flatnonzero(alive[a.start : a.start + a.size]), kept) for a in graph.axes}
     by_name: dict[str, list[Axis]] = {}
     for axis in graph.axes:
         by_name.setdefault(axis.name, []).append(axis)

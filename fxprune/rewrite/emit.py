@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,7 @@ from fxprune.rewrite import attributes, foreseen, literals
 from fxprune.rewrite.arrival import Arrival, OrderConflictError, by_node
 from fxprune.rewrite.materialize import assemble, fill
 from fxprune.rewrite.passes import OTHERS, Pass, compare, predict, shapes
+from fxprune.rewrite.select import cuts_of, selecting, tidied
 from fxprune.rewrite.slicing import living, slim_shape
 
 PASSES = 8
@@ -48,9 +49,18 @@ class Emitted:
     reordered: bool = False
 
 
-def emit(graph: ChannelGraph, removed: Mask, inputs: Inputs, silent: Kept | None = None, *, weights: bool = True) -> Emitted:
+def emit(
+    graph: ChannelGraph,
+    removed: Mask,
+    inputs: Inputs,
+    silent: Kept | None = None,
+    kept: Kept | None = None,
+    *,
+    weights: bool = True,
+) -> Emitted:
     """The slim program for a set of removed coupled channels.
 
+    ``kept`` is the order in which a plan lists what stays; ascending where it says nothing.
     ``weights=False`` stops before clause 4: the result's tensors are on meta (used to probe a plan).
 
     Raises:
@@ -65,7 +75,7 @@ def emit(graph: ChannelGraph, removed: Mask, inputs: Inputs, silent: Kept | None
         key = live.tobytes()
         if key not in same:
             same[key] = np.flatnonzero(live)
-        order[axis] = same[key]
+        order[axis] = listed(axis, same[key], kept)
     by_name: dict[str, list[Axis]] = {}
     for axis in graph.axes:
         by_name.setdefault(axis.name, []).append(axis)
@@ -90,6 +100,16 @@ def emit(graph: ChannelGraph, removed: Mask, inputs: Inputs, silent: Kept | None
     return Emitted(assemble(graph, root, new), order, reordered)
 
 
+def listed(axis: Axis, ascending: Ids, kept: Kept | None) -> Ids:
+    """The survivors of an axis in the order of a plan."""
+    rows = (kept or {}).get(axis.name, {}).get(axis.dim)
+    if rows is None or len(rows) != len(ascending):
+        return ascending
+    listed = np.array(rows, np.int64)
+    same = np.array_equal(listed, ascending) or not np.array_equal(np.sort(listed), ascending)
+    return ascending if same else listed
+
+
 def _run(
     graph: ChannelGraph, alive: Mask, arrival: Arrival, by_name: dict[str, list[Axis]], inputs: Inputs
 ) -> tuple[fx.Graph, nn.Module]:
@@ -103,13 +123,14 @@ def _run(
 
     root = evaluation_clone(captured.root, shrink)
     modules = walk(root)
-    calm = not graph.closed.cells
+    distinct = {id(rows): rows for rows in arrival.order.values()}
+    calm = not graph.closed.cells and all(bool((np.diff(rows) > 0).all()) for rows in distinct.values())
     later = {f"{n}." if n else "" for n, m in modules if calm and foreseen.plain(m)}
     singles: dict[str, set[int]] = {}
     for pin in graph.program.recorder.pins:
         if pin.reason == SINGLE:
             singles.setdefault(pin.node, set()).update(arrival.component[pin.ids].tolist())
-    state = Pass(graph, alive, arrival, Tracker(arrival, find), root, by_name, {}, dict(modules), singles)
+    state = Pass(graph, alive, arrival, Tracker(arrival, find), root, by_name, {}, dict(modules), singles, calm)
     for name, tensor in named_tensors(modules).items():
         if name[: name.rfind(".") + 1] in later:
             state.unbound[id(tensor)] = (name, tensor)
@@ -130,6 +151,7 @@ def _nodes(state: Pass, inputs: Inputs) -> fx.Graph:
     table: dict[fx.Node, fx.Node] = {}
     env: dict[fx.Node, Any] = {}
     feed = iter(inputs.args)
+    cuts = cuts_of(state.graph)
     with torch.no_grad():
         for node in source.nodes:
             copy = new.node_copy(node, lambda n: table[n])
@@ -141,11 +163,20 @@ def _nodes(state: Pass, inputs: Inputs) -> fx.Graph:
                 given = inputs.kwargs[name] if name in inputs.kwargs else next(feed, node.args[0] if node.args else {})
                 env[copy] = given
             else:
-                env[copy] = _node(state, node, copy, env)
+                cut = cuts.get(node.name)
+                seen = env if cut is None else selecting(state, *cut, copy, env)
+                env[copy] = _node(state, node, copy, seen)
+    if cuts:
+        tidied(
+            new,
+            state.root,
+            state.graph.program.captured.tensors,
+            {n: x.shape[1] for n, x in env.items() if isinstance(x, Tensor) and x.dim() > 1},
+        )
     return new
 
 
-def _node(state: Pass, node: fx.Node, copy: fx.Node, env: dict[fx.Node, Any]) -> Any:
+def _node(state: Pass, node: fx.Node, copy: fx.Node, env: MutableMapping[fx.Node, Any]) -> Any:
     expected = state.graph.nodes[node.name]
     if state.in_order(node):
         known = _foreseen(state, node, copy, expected, env)
@@ -180,7 +211,7 @@ def _node(state: Pass, node: fx.Node, copy: fx.Node, env: dict[fx.Node, Any]) ->
     )
 
 
-def _foreseen(state: Pass, node: fx.Node, copy: fx.Node, expected: Any, env: dict[fx.Node, Any]) -> Tensor | None:
+def _foreseen(state: Pass, node: fx.Node, copy: fx.Node, expected: Any, env: MutableMapping[fx.Node, Any]) -> Tensor | None:
     """The slim result of a node that need not be run (foreseen.py), or None."""
     if not isinstance(expected, Value) or node.op not in ("call_module", "call_function"):
         return None
@@ -232,7 +263,7 @@ def _blocks_left(state: Pass, node: fx.Node) -> int:
     return int(state.alive[ids].sum()) if ids is not None and not state.alive[ids].all() else 0
 
 
-def _always(state: Pass, node: fx.Node, copy: fx.Node, env: dict[fx.Node, Any]) -> bool:
+def _always(state: Pass, node: fx.Node, copy: fx.Node, env: MutableMapping[fx.Node, Any]) -> bool:
     """The node's literals are positions or numbers, which a shape does not check."""
     if node.op == "call_module":
         return isinstance(state.root.get_submodule(str(node.target)), nn.GroupNorm) and _blocks_left(state, node) > 0
@@ -253,7 +284,7 @@ def _context(node: fx.Node) -> str:
     return "\n    " + "\n    ".join(lines)
 
 
-def _attempt(state: Pass, copy: fx.Node, expected: Any, env: dict[fx.Node, Any]) -> tuple[Any, str | None]:
+def _attempt(state: Pass, copy: fx.Node, expected: Any, env: MutableMapping[fx.Node, Any]) -> tuple[Any, str | None]:
     """Evaluate a node of the new program; the second result says what is wrong with it, or None."""
     state.arrival.begin(copy.name)
     try:
@@ -267,7 +298,7 @@ def _attempt(state: Pass, copy: fx.Node, expected: Any, env: dict[fx.Node, Any])
     return result, compare(state, expected, result)
 
 
-def _patch_call(state: Pass, node: fx.Node, copy: fx.Node, expected: Any, env: dict[fx.Node, Any]) -> bool:
+def _patch_call(state: Pass, node: fx.Node, copy: fx.Node, expected: Any, env: MutableMapping[fx.Node, Any]) -> bool:
     originals = fx.node.map_arg((node.args, node.kwargs), lambda n: state.graph.nodes[n.name])
     slim = fx.node.map_arg((copy.args, copy.kwargs), lambda n: env[n])
 
@@ -295,7 +326,7 @@ def _patch_call(state: Pass, node: fx.Node, copy: fx.Node, expected: Any, env: d
     return True
 
 
-def _patch_module(state: Pass, node: fx.Node, copy: fx.Node, expected: Any, env: dict[fx.Node, Any]) -> bool:
+def _patch_module(state: Pass, node: fx.Node, copy: fx.Node, expected: Any, env: MutableMapping[fx.Node, Any]) -> bool:
     module = state.root.get_submodule(str(node.target))
     given = next((env[a] for a in copy.all_input_nodes), None)
     if not isinstance(given, Tensor) or not isinstance(expected, Value):

@@ -349,10 +349,12 @@ ALWAYS = frozenset(
         torch.roll,
         torch.narrow,
         torch.select,
+        torch.index_select,
         torch.tensor,
         torch.as_tensor,
         "roll",
         "narrow",
         "select",
+        "index_select",
     }
 )

@@ -26,7 +26,7 @@ from fxprune.rewrite.slicing import slim_factors
 
 @dataclass(slots=True)
 class Pass:
-    """One run of the slim program (clause 2)."""
+    """One run of the slim program (clause 2). ``calm``: what survives stands in the original's order everywhere."""
 
     graph: ChannelGraph
     alive: Mask
@@ -37,6 +37,7 @@ class Pass:
     unbound: dict[int, tuple[str, Tensor]]
     modules: dict[str, nn.Module]
     singles: Mapping[str, set[int]]
+    calm: bool = True
     shapes: dict[tuple[Any, ...], tuple[int, ...]] = field(default_factory=dict)
     alike: set[tuple[int, int]] = field(default_factory=set)
     packed: dict[int, Ids | None] = field(default_factory=dict)
@@ -45,8 +46,10 @@ class Pass:
 
     def in_order(self, node: fx.Node) -> bool:
         """Nothing that arrives at a node or leaves it is thinned in step: what survives stands in the order of the original."""
-        if not self.graph.closed.cells:
+        if self.calm:
             return True
+        if self.graph.selection is not None or not self.graph.closed.cells:
+            return False
         if node.op != "call_module" and node.target not in foreseen.FUNCTIONS:
             return False
         values = [self.graph.nodes[n.name] for n in (node, *node.all_input_nodes)]

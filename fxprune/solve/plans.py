@@ -6,14 +6,16 @@ import numpy as np
 
 from fxprune.errors import PlanMismatchError
 from fxprune.graph.channels import ChannelGraph
+from fxprune.graph.selection import selected
 from fxprune.plan import Plan
 from fxprune.provenance.factor import Ids, Mask
+from fxprune.solve.arrange import arranged
 from fxprune.solve.ratio import Solution
 
 
 def to_plan(graph: ChannelGraph, solution: Solution, score: str, layout: str = "coupled") -> Plan:
     """The surviving atoms of every axis."""
-    kept: dict[str, dict[int, tuple[int, ...]]] = {}
+    listed: dict[str, dict[int, tuple[int, ...]]] = {}
     sizes: dict[str, dict[int, int]] = {}
     same: dict[bytes, tuple[int, ...]] = {}  # axes that keep the same positions share one tuple
     for axis in graph.axes:
@@ -22,10 +24,10 @@ def to_plan(graph: ChannelGraph, solution: Solution, score: str, layout: str = "
         rows = same.get(key)
         if rows is None:
             rows = same[key] = tuple(np.flatnonzero(~gone).tolist())
-        kept.setdefault(axis.name, {})[axis.dim] = rows
+        listed.setdefault(axis.name, {})[axis.dim] = rows
         sizes.setdefault(axis.name, {})[axis.dim] = axis.size
     notes = (*graph.notes, *solution.notes)
-    silent = _silent(graph, solution.silent)
+    silent, kept = _silent(graph, solution.silent), arranged(graph, solution.removed, listed)
     return Plan(kept, sizes, solution.asked, solution.achieved, score, layout, notes, silent, figures=solution.figures)
 
 
@@ -38,6 +40,21 @@ def _silent(graph: ChannelGraph, channels: tuple[int, ...]) -> dict[str, dict[in
             if reads and len(atoms):
                 found.setdefault(axis.name, {})[axis.dim] = tuple(atoms.tolist())
     return found
+
+
+def removed_by(graph: ChannelGraph, plan: Plan, *, given: bool = False) -> tuple[ChannelGraph, Mask]:
+    """What a plan removes from a graph, and that graph. A given plan of the selection layout may need its exclusive cuts open.
+
+    Raises:
+        PlanMismatchError: as ``removed_channels``.
+    """
+    try:
+        return graph, removed_channels(graph, plan)
+    except PlanMismatchError:
+        if not given or graph.selection is None or not graph.selection.closed:
+            raise
+        opened = selected(graph, merge=False)
+        return opened, removed_channels(opened, plan)
 
 
 def removed_channels(graph: ChannelGraph, plan: Plan) -> Mask:
@@ -86,6 +103,15 @@ def removed_channels(graph: ChannelGraph, plan: Plan) -> Mask:
             node=label,
             got=label,
         )
+    for cut in graph.selection.cuts if graph.selection is not None else ():
+        lost = component[cut.own[gone[component[cut.source]] & ~gone[component[cut.own]]]]
+        if len(lost):
+            label = ", ".join(graph.axes_of(lost[:1].tolist())[:3])
+            raise PlanMismatchError(
+                f"the plan removes a channel that a batch norm reads and keeps: {label}. It was made for another model.",
+                node=cut.node,
+                got=label,
+            )
     pinned = np.flatnonzero(gone & graph.pinned)
     if len(pinned):
         label = ", ".join(graph.axes_of(pinned[:1].tolist())[:3])

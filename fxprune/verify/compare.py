@@ -4,7 +4,7 @@
    room for some only, the value is skipped, for its existence is decided later.
 2. Where the elements that exist are an outer product over the dimensions, shape and order are exact. A ragged value may be
    permuted: its varying dimensions are compared as one set of vectors. Behind a ragged value, or under a plan whose kept indices
-   are not ascending, an outer product may be permuted likewise.
+   are not ascending, an outer product may be permuted likewise, and a value that exists in full along dimension 1.
 3. The error of a value is ``max |a - b| / max |a|``. Outputs must exist in full, in order, within ``rtol``; inner values within
    ``SLACK * rtol``, for cancellation may enlarge errors that vanish again. Values that are not floating are compared exactly.
 4. A value that cancels to (nearly) nothing is measured against ``CANCELLED`` times the largest value met so far, which is the size of
@@ -184,7 +184,11 @@ class Comparison:
         a, b = _narrowed(a, b)
         if mask is None:
             _same_shape(tuple(a.shape), b)
-            return self._error(a, b)
+            error = self._error(a, b)
+            if not self.permuted or a.ndim < 2 or error <= SLACK * self.rtol:
+                return error
+            self.reordered.append(name)
+            return self._error(*_matched(_vectors(a, [1]), _vectors(b, [1])))
         copies = a.numel() // mask.numel()
         alive, present = int((mask == ALIVE).sum()) * copies, int((mask != DEAD).sum()) * copies
         if alive <= b.numel() < present:

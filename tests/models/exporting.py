@@ -20,6 +20,7 @@ class Net:
     build: Callable[[], nn.Module]
     batch: Callable[[int], Tensor]
     ratio: float = 0.4
+    layout: str = "coupled"
 
     def model(self) -> nn.Module:
         return randomise(self.build(), seed=1).float().eval()
@@ -73,5 +74,5 @@ NETS = {
     "shufflenet (split, shuffle)": Net(Shuffled, images(16)),
     "encoder (attention)": Net(encoder, states),
     "decoder (grouped-query attention)": Net(decoder, tokens),
-    # Place for the selection layout: a network whose slim form has `select` nodes (fxprune.slim(..., layout="selection")).
+    "selected (shortcuts and selects)": Net(lambda: zoo.preresnet(29), images(32), layout="selection"),
 }

@@ -24,7 +24,7 @@ TOLERANCE = 1e-4
 @pytest.fixture(scope="module", params=NETS, ids=lambda name: name.partition(" ")[0])
 def net(request: pytest.FixtureRequest) -> tuple[Net, fx.GraphModule]:
     chosen = NETS[request.param]
-    slim = fxprune.slim(chosen.model(), chosen.ratio, chosen.batch(2))
+    slim = fxprune.slim(chosen.model(), chosen.ratio, chosen.batch(2), layout=chosen.layout)
     assert fxprune.plan_of(slim).achieved > 0.2
     return chosen, slim
 
@@ -100,7 +100,7 @@ def test_channels_last(net: tuple[Net, fx.GraphModule]) -> None:
         pytest.skip("no images")
     model = chosen.model().to(memory_format=torch.channels_last)
     x = x.to(memory_format=torch.channels_last)
-    other = fxprune.slim(model, chosen.ratio, x)
+    other = fxprune.slim(model, chosen.ratio, x, layout=chosen.layout)
     weights = [p for p in other.parameters() if p.dim() == 4]
     assert all(p.is_contiguous(memory_format=torch.channels_last) for p in weights)
     close(run(slim, chosen.batch(2)), run(other, x))

@@ -1,5 +1,8 @@
 """fxprune: a channel-pruning compiler for PyTorch."""
 
+from importlib import import_module as _import_module
+from typing import Any as _Any
+
 from fxprune.api import absorption_of as absorption_of
 from fxprune.api import analyze as analyze
 from fxprune.api import apply as apply
@@ -72,3 +75,10 @@ __all__ = [
     "summary",
     "verify",
 ]
+
+
+def __getattr__(name: str) -> _Any:
+    """The rooms that are imported when they are asked for: ``fxprune.zoo`` and its like."""
+    if name in ("data", "reconstruct", "score", "sparse", "train", "zoo"):
+        return _import_module(f"fxprune.{name}")
+    raise AttributeError(f"module 'fxprune' has no attribute {name!r}")

@@ -2,8 +2,8 @@
 
 1. The clock is the CPU time of this process, with one torch thread; verification is off on both sides (torch-pruning has none).
 2. Both sides start from a network in eval mode and one example image, and end with a network that has lost half of its
-   channels by one global ranking: for fxprune `slim(model, 0.5, example_inputs=x, verify=False)`, for torch-pruning the
-   pruner's constructor and one `step()`, with the last layer ignored. Copying the network for torch-pruning, which prunes in
+   channels by one global ranking: for fxprune `slim(model, 0.5, example_inputs=x, absorb=False, verify=False)` (and once more with
+   absorption, which torch-pruning has not, as `fxprune absorbing`), for torch-pruning the pruner's constructor and one `step()`, with the last layer ignored. Copying the network for torch-pruning, which prunes in
    place, is not counted.
 3. Two pruners of torch-pruning are run: `bn` is its Network Slimming (BNScalePruner, BNScaleImportance), `magnitude` its
    general pruner (MagnitudePruner, GroupMagnitudeImportance), which builds its groups once less.
@@ -103,7 +103,7 @@ def measure(name: str, sides: dict[str, Compile], repeats: int, patience: float)
         for side, run in sides.items():
             if side in failed or sum(seconds[side]) > patience:
                 continue
-            mine = model if side == "fxprune" else copy.deepcopy(model)
+            mine = model if side.startswith("fxprune") else copy.deepcopy(model)
             try:
                 spent, result = clock(run, mine, image)
             except Exception as error:  # noqa: BLE001 - a side that fails on a network is a result too
@@ -128,7 +128,7 @@ def compare(names: Sequence[str], sides: dict[str, Compile], repeats: int, patie
     table.add_column("network")
     for side in sides:
         table.add_column(side, justify="right")
-    peers = [side for side in sides if side != "fxprune"] if "fxprune" in sides else []
+    peers = [side for side in sides if not side.startswith("fxprune")] if "fxprune" in sides else []
     for side in peers:
         table.add_column(f"{side} / fxprune", justify="right")
     for row in rows:
@@ -237,7 +237,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     warnings.filterwarnings("ignore", module="torch_pruning")
     console = Console(width=None if Console().is_terminal else 140)
     console.print(machine.line(), highlight=False)
-    sides: dict[str, Compile] = {} if options.only_peers else {"fxprune": ours}
+    sides: dict[str, Compile] = {} if options.only_peers else {"fxprune": ours, "fxprune absorbing": absorbing}
     sides |= {f"torch-pruning {kind}": peer(kind) for kind in options.peers}
 
     result: dict[str, Any] = {"machine": machine.facts(), "ratio": RATIO, "networks": [], "growth": [], "attention": []}

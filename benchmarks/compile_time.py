@@ -2,9 +2,9 @@
 
 1. The clock is the CPU time of this process, with one torch thread; verification is off on both sides (torch-pruning has none).
 2. Both sides start from a network in eval mode and one example image, and end with a network that has lost half of its
-   channels by one global ranking: for fxprune `slim(model, 0.5, example_inputs=x, absorb=False, verify=False)` (and once more with
-   absorption, which torch-pruning has not, as `fxprune absorbing`), for torch-pruning the pruner's constructor and one `step()`, with the last layer ignored. Copying the network for torch-pruning, which prunes in
-   place, is not counted.
+   channels by one global ranking: for fxprune `slim(model, 0.5, example_inputs=x, absorb=False, verify=False)`, and beside it the default,
+   with absorption, which torch-pruning has not; for torch-pruning the pruner's constructor and one `step()`, with the last layer ignored.
+   Copying the network for torch-pruning, which prunes in place, is not counted.
 3. Two pruners of torch-pruning are run: `bn` is its Network Slimming (BNScalePruner, BNScaleImportance), `magnitude` its
    general pruner (MagnitudePruner, GroupMagnitudeImportance), which builds its groups once less.
 4. Part three: fxprune alone on networks with attention, in forward passes of the same network at batch 1 on the same clock.
@@ -57,7 +57,14 @@ def ours(model: nn.Module, image: Tensor) -> nn.Module:
     """Slim with fxprune; the model stays as it is."""
     import fxprune
 
-    return fxprune.slim(model, RATIO, example_inputs=image, absorb=False, verify=False)  # torch-pruning drops constants, too
+    return fxprune.slim(model, RATIO, example_inputs=image, absorb=False, verify=False)
+
+
+def absorbing(model: nn.Module, image: Tensor) -> nn.Module:
+    """The same, with the constants of removed channels absorbed, as is the default."""
+    import fxprune
+
+    return fxprune.slim(model, RATIO, example_inputs=image, verify=False)
 
 
 def peer(kind: str) -> Compile:

@@ -8,6 +8,7 @@ import json
 import math
 import pickle
 import re
+from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from torch import nn
 from torchvision import models
 
 import fxprune
+from fxprune import zoo
 from fxprune.record import record_of
 from fxprune.reporting.couplings import couplings
 from fxprune.reporting.html import page, page_data
@@ -150,8 +152,9 @@ def test_a_damaged_evidence_is_refused(residual: tuple[nn.Module, nn.Module]) ->
             document({**data, "evidence": {**data["evidence"], name: value}}, "file")
 
 
-def test_couplings_are_those_of_the_graph(residual: tuple[nn.Module, nn.Module]) -> None:
-    graph = fxprune.analyze(residual[0], image())
+@pytest.mark.parametrize("build", [Chain, Residual, zoo.densenet40, zoo.resnet20], ids=["chain", "residual", "dense", "padded"])
+def test_couplings_are_those_of_the_graph(build: Callable[[], nn.Module]) -> None:
+    graph = fxprune.analyze(build())
     found = couplings(graph)
     axes = {axis.label: axis.name.rpartition(".")[0] for axis in graph.axes}
     expected = {frozenset((axes[a], axes[b])) for a, b in graph.to_networkx().edges() if axes[a] != axes[b]}
@@ -168,14 +171,16 @@ def test_the_page_holds_its_data(residual: tuple[nn.Module, nn.Module]) -> None:
 
 
 def test_names_are_no_markup() -> None:
-    class Odd(Residual):
+    class Odd(nn.Conv2d):
         pass
 
     Odd.__name__ = "</script><script>alert(1)</script>"
-    slim = fxprune.slim(seeded(Odd()), 0.3, image())
-    text = page(fxprune.story(slim, latency=False))
+    model = seeded(Residual())
+    model.conv1.__class__ = Odd  # its class name stands in a table and in the data of the charts
+    text = page(fxprune.story(fxprune.slim(model, 0.3, image()), latency=False))
     assert "<script>alert" not in text
     assert "&lt;script&gt;alert" in text
+    assert any(layer["kind"] == Odd.__name__ for layer in data_of(text)["layers"])
 
 
 def test_a_model_that_is_not_slim(tmp_path: Path) -> None:

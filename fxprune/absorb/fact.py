@@ -156,7 +156,7 @@ def pointwise(
     samples = Samples(lambda: run(*[_sampled(a, m) if isinstance(a, Fact) else m for a, m in zip(operands, narrow, strict=True)]))
     only = operands[0]
     formula = None
-    if len(operands) == 1 and only.gaussian:
+    if len(operands) == 1 and (only.gaussian or only.samples is None):
         formula = closed_form(name, settings)
     moments = None if formula is None else formula(narrow[0], _broad(only.std, narrow[0]))
     average, deviation = samples.moments() if moments is None else moments

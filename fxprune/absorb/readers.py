@@ -25,7 +25,7 @@ SMALLEST_CHUNK, LARGEST_CHUNK = 1 << 15, 1 << 20  # numbers of a weight that are
 
 def chunk(weight: Tensor) -> int:
     """How many numbers of a weight are looked at at once: memory stays a small share of the weight's."""
-    return min(max(weight.numel() // 64, SMALLEST_CHUNK), LARGEST_CHUNK)
+    return min(max(weight.numel() // 128, SMALLEST_CHUNK), LARGEST_CHUNK)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -246,6 +246,29 @@ def test_what_is_read_twice_is_not_overwritten() -> None:
     assert torch.equal(x, kept)
 
 
+@pytest.mark.parametrize(
+    "function", [lambda _, x: F.relu(x), lambda _, x: x + x.mean(), lambda _, x: F.relu(x.transpose(0, 1)) + 1]
+)
+def test_what_the_caller_gave_is_not_overwritten(function: Callable[[Any, Tensor], Tensor]) -> None:
+    model, x = net(lambda m, x: m.a(function(m, x)), a=nn.Conv2d(3, 4, 1)), image(3, 3, 8, 8)
+    kept = x.clone()
+    expected = run(model, x)
+    for form in ("as given", "folded", "in place", "channels last"):
+        assert difference([run(deploy(model, x, form=form), x)], [expected]) <= EXACT
+        assert torch.equal(x, kept), form
+
+
+def test_a_form_can_be_asked_for() -> None:
+    slim = fxprune.slim(seeded(Chain()), 0.4, image())
+    assert deployment_of(deploy(slim, image(), form="as given")).chosen == "as given"
+    assert deployment_of(deploy(slim, image(), form="in place")).chosen == "in place"
+    last = deploy(slim, image(), form="channels last")
+    assert last.conv2.weight.is_contiguous(memory_format=torch.channels_last)
+    assert deployment_of(deploy(seeded(nn.Sequential(nn.Linear(3, 3))), image(2, 3), form="channels last")).chosen == "folded"
+    with pytest.raises(BudgetError, match="form must be one of"):
+        deploy(slim, image(), form="fast")
+
+
 def test_the_untouched_copy_wins_where_nothing_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     home = sys.modules["fxprune.inference.deploy"]  # its name in the package is the function's
     slim = fxprune.slim(seeded(Chain()), 0.4, image())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import gc
-import tracemalloc
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -167,24 +166,24 @@ def test_one_pass_and_the_batches_asked_for(make: Callable[..., Any]) -> None:
 
 
 def test_memory_does_not_grow_with_the_samples() -> None:
-    """Python's and numpy's allocations, and tensors alive at the end of a batch."""
+    """Numbers in tensors that are alive when a batch is asked for: as many after the first batch as after the last."""
     graph = fxprune.analyze(seeded(Residual()), image())
     alive: list[int] = []
 
     def many(count: int) -> Iterator[tuple[Tensor, Tensor]]:
         for _ in range(count):
             gc.collect()
-            alive.append(sum(t.numel() for t in gc.get_objects() if issubclass(type(t), Tensor)))
+            alive.append(sum(t.numel() for t in gc.get_objects() if type(t) in (Tensor, nn.Parameter)))
             yield batches((2,))[0]
 
-    for make in (taylor, fisher, obd, activation):
-        alive.clear()
-        tracemalloc.start()
-        make(many(6)).on(graph)
-        _, peak = tracemalloc.get_traced_memory()
-        tracemalloc.stop()
-        assert alive[-1] <= 1.02 * alive[2], make.__name__
-        assert peak < 20e6
+    gc.freeze()  # what other tests have left behind is neither walked nor counted
+    try:
+        for make in (taylor, fisher, obd, activation):
+            alive.clear()
+            make(many(5)).on(graph)
+            assert alive[-1] <= alive[2], make.__name__
+    finally:
+        gc.unfreeze()
 
 
 def test_inputs_of_several_kinds_and_a_loss_of_ones_own() -> None:

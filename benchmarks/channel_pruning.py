@@ -196,7 +196,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with cifar10-jpeg/ and resnet-cifar10/")
     parser.add_argument("--work", type=Path, default=Path("runs/channel_pruning"), help="folder of finished cells")
     parser.add_argument("--images", type=int, default=640, help="calibration images; the paper's 5000 take eight times as long")
-    parser.add_argument("--test", type=int, default=4000, help="test images")
+    parser.add_argument("--test", type=int, default=2000, help="test images")
     parser.add_argument("--epochs", type=int, default=0, help="of fine-tuning, instead of the network's")
     parser.add_argument("--subset", type=int, default=0, help="fine-tune on that many images an epoch")
     parser.add_argument("--threads", type=int, default=1, help="of torch")

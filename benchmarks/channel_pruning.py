@@ -37,6 +37,7 @@ from fxprune.zoo.weights import load_pretrained
 METHODS: dict[str, dict[str, Any]] = {
     "LASSO + refit": {},
     "LASSO + refit, refined": {"refine": 3},
+    "LASSO + refit, ridge": {"ridge": 1e-3},
     "LASSO alone": {"refit": False},
     "magnitude + refit": {"select": "magnitude"},
     "magnitude": {"select": "magnitude", "refit": False},

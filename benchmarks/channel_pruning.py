@@ -37,6 +37,7 @@ from fxprune.zoo.weights import load_pretrained
 METHODS: dict[str, dict[str, Any]] = {
     "LASSO + refit": {},
     "LASSO + refit, refined": {"refine": 3},
+    "LASSO + refit, ridge": {"ridge": 1e-3},
     "LASSO alone": {"refit": False},
     "magnitude + refit": {"select": "magnitude"},
     "magnitude": {"select": "magnitude", "refit": False},
@@ -121,7 +122,8 @@ def prune(options: argparse.Namespace) -> None:
     images = data.load("cifar10-jpeg", options.data / "cifar10-jpeg")
     x, y = images.test.batch(torch.arange(min(options.test, len(images.test))))
     calibration = batches(images, options.images)
-    for key, net in NETS.items():
+    for key in options.nets or NETS:
+        net = NETS[key]
         model = net.make(options, images)
         wanted = logits(model, x)
         file = options.work / f"{key}.json"
@@ -129,7 +131,7 @@ def prune(options: argparse.Namespace) -> None:
             facts = {"accuracy": accuracy(model, x, y), "macs": macs(model, x[:1]), "images": options.images, "test": len(x)}
             facts |= {"parameters": sum(p.numel() for p in model.parameters()), "machine": line()}
             keep(file, facts)
-        for level in LEVELS:
+        for level in options.levels or LEVELS:
             ratio = 0.0
             for method, how in METHODS.items():
                 file = options.work / f"{name_of(key, level, method)}.json"
@@ -162,7 +164,8 @@ def finetune(options: argparse.Namespace) -> None:
     """Train every slim network, and the original as a control, for equally many epochs; resumable."""
     images = data.load("cifar10-jpeg", options.data / "cifar10-jpeg")
     x, y = images.test.batch(torch.arange(min(options.test, len(images.test))))
-    for key, net in NETS.items():
+    for key in options.nets or NETS:
+        net = NETS[key]
         names = [key, *(name_of(key, level, method) for level in LEVELS for method in METHODS)]
         for name in names:
             file = options.work / f"{name}-tuned.json"
@@ -195,8 +198,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with cifar10-jpeg/ and resnet-cifar10/")
     parser.add_argument("--work", type=Path, default=Path("runs/channel_pruning"), help="folder of finished cells")
+    parser.add_argument("--nets", nargs="+", choices=tuple(NETS), help="only these networks")
+    parser.add_argument("--levels", nargs="+", type=int, choices=LEVELS, help="only these levels")
     parser.add_argument("--images", type=int, default=640, help="calibration images; the paper's 5000 take eight times as long")
-    parser.add_argument("--test", type=int, default=4000, help="test images")
+    parser.add_argument("--test", type=int, default=2000, help="test images")
     parser.add_argument("--epochs", type=int, default=0, help="of fine-tuning, instead of the network's")
     parser.add_argument("--subset", type=int, default=0, help="fine-tune on that many images an epoch")
     parser.add_argument("--threads", type=int, default=1, help="of torch")

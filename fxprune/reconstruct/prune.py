@@ -81,7 +81,7 @@ def channel_prune(
             starts with the input (labels may follow), or a dict of keyword arguments.
         ratio: share of the output channels of every layer that goes, in [0, 1). One of ``ratio``, ``ratios``, ``plan`` is needed.
         ratios: the same for the layers it names (globs): ``{"layer1.0.conv1": 0.5}``.
-        budget: not available in this version; make a plan by a budget and give it as ``plan``.
+        budget: not available in this version without a ``plan`` that keeps it, whose widths are then used.
         plan: its widths, with channels chosen anew.
         select: who chooses: "lasso"; "random"; the name of a score of ``fxprune.plan`` ("magnitude", "gamma", ...), or a callable
             ``(ChannelGroup) -> tensor (channels,)``.
@@ -127,7 +127,9 @@ def channel_prune(
     chosen = [(target, count) for target, count in chosen if count < len(target.group)]
     if not chosen and (plan is None or not plan.empty) and (ratio is None or ratio > 0):
         told = "; ".join(f"{name}: {why}" for name, why in reasons[:3]) or nothing(graph)
-        raise NothingToPruneError(f"there is no group of channels that reconstruction could choose among. {told}", got=ratio)
+        if any(not target.stream for target in found):
+            told = "What was asked takes no whole channel of any layer."
+        raise NothingToPruneError(f"there is nothing that reconstruction could remove. {told}", got=ratio)
     state = _state(graph, original, chosen)
     state.cache = Cache(calibration) if cache and chosen else None
     settings = Settings(calibration, refit, slack, refine, ridge, _values([t for t, _ in chosen], select, seed))
@@ -150,7 +152,7 @@ def _check(
     refine: int,
     ridge: float,
 ) -> None:
-    if budget is not None:
+    if budget is not None and plan is None:
         raise BudgetError(
             "budget= is not available in this version: make a plan that keeps the budget and give it as plan=; its widths are used.",
             got=budget,

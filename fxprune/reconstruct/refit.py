@@ -51,8 +51,12 @@ def refit(normal: Normal, weight: Array, alive: Mask, *, intercept: bool, ridge:
 
 def solve(matrix: Array, right: Array) -> Array:
     """The smallest solution of ``matrix @ x = right`` for a positive semidefinite matrix (clause 4)."""
-    if not len(matrix):
-        return np.zeros_like(right)
+    diagonal = np.diag(matrix)
+    live = np.flatnonzero(diagonal > RANK * RANK * diagonal.max(initial=0))
+    if len(live) < len(matrix):  # inputs that are constant: a rectifier that never opens
+        whole = np.zeros_like(right)
+        whole[live] = solve(matrix[np.ix_(live, live)], right[live]) if len(live) else 0
+        return whole
     try:
         factor = cho_factor(matrix, lower=True, check_finite=False)
         reciprocal, _ = dpocon(factor[0], np.abs(matrix).sum(0).max(), uplo="L")

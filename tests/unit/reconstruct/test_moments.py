@@ -55,6 +55,16 @@ def test_what_the_rows_do_not_tell_stays_as_it_was() -> None:
     assert np.allclose((new[0] - weight[0]) @ (np.eye(10) - np.linalg.pinv(seen) @ seen), 0, atol=1e-6)
 
 
+def test_inputs_that_never_vary_keep_their_weights() -> None:
+    x, y = rows(200, 1, 8, 3)
+    x[:, :, [2, 5]] = 0
+    weight = np.random.default_rng(2).normal(size=(1, 3, 8))
+    new, shift = refit(moments(x, y).normal(), weight, np.ones((1, 8), bool), intercept=True)
+    assert np.array_equal(new[0][:, [2, 5]], weight[0][:, [2, 5]])
+    expected, *_ = np.linalg.lstsq(np.concatenate([x[:, 0], np.ones((200, 1))], 1), y[:, 0], rcond=None)
+    assert np.allclose(x[:, 0] @ new[0].T + shift[0], np.concatenate([x[:, 0], np.ones((200, 1))], 1) @ expected, atol=1e-8)
+
+
 def test_ridge_pulls_towards_the_weights_as_they_were() -> None:
     x, y = rows(200, 1, 6, 2)
     weight = np.random.default_rng(2).normal(size=(1, 2, 6))

@@ -149,6 +149,18 @@ def test_nothing_to_choose_among() -> None:
         reconstruct.channel_prune(nn.Sequential(conv(3, 4)).double(), pictures(16), ratio=0.5)
 
 
+def test_less_than_a_channel_is_nothing() -> None:
+    with pytest.raises(fxprune.NothingToPruneError, match="no whole channel"):
+        reconstruct.channel_prune(ready(Chain()), pictures(16), ratio=0.01)
+
+
+def test_a_budget_with_a_plan_takes_its_widths() -> None:
+    model, images = ready(Chain()), pictures(16)
+    plan = fxprune.plan(fxprune.analyze(model, images[0]), 0.4)
+    slim = reconstruct.channel_prune(model, images, plan=plan, budget=object())
+    assert slim.get_submodule("conv1").out_channels == len(plan.kept["conv1.weight"][0])
+
+
 def test_ratio_zero_removes_nothing() -> None:
     model, images = ready(Chain()), pictures(16)
     slim = reconstruct.channel_prune(model, images, ratio=0.0)

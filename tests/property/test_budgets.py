@@ -40,7 +40,13 @@ def slimmed(case: Case, amounts: dict[str, float], **more: Any) -> tuple[fxprune
         assert isinstance(refused.nearest, fxprune.Plan)
         assert "cannot be met" in str(refused)
         figures = refused.nearest.figures
-        made = slim({kind: (figures[kind]["achieved"] / figures[kind]["original"] + 1) / 2 for kind in amounts})
+        reachable = {kind: (figures[kind]["achieved"] / figures[kind]["original"] + 1) / 2 for kind in amounts}
+        try:
+            made = slim(reachable)
+        except BudgetError as error:  # what cannot be emitted was pinned since, and the error says so
+            if " stay because " not in str(error):
+                raise
+            return None
     return fxprune.plan_of(made), counted(made, inputs, model)
 
 

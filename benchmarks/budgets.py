@@ -103,7 +103,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         if "refused" in own:
             lines.append(f"| {own['network']} | {asked} | refused: {own['refused'].split('. ')[0]} | | | | | |")
             continue
-        achieved = ", ".join(f"{share:.2%}" for share in own["achieved"].values())
+        achieved = ", ".join(f"{own['achieved'][kind]:.2%}" for kind in own["budget"])
         numbers = f"{own['kept']:.2%} | {own['bound']:.2%} | {own['gap']:.2%} | {own['uniform']:.1%} | {own['seconds']:.2f}"
         lines.append(f"| {own['network']} | {asked} | {achieved} | {numbers} |")
     return "\n".join(lines)

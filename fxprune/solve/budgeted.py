@@ -21,7 +21,7 @@ from fxprune.solve.budget import Budget
 from fxprune.solve.landscape import Limit
 from fxprune.solve.limits import limits
 from fxprune.solve.optimise import Problem, bound_on, dead_wholes, free_wholes, optimise
-from fxprune.solve.ratio import Solution, channel_weights, check_options, check_ratio, nothing
+from fxprune.solve.ratio import Solution, channel_weights, check_options, check_ratio, nothing, rounded_to_nothing
 from fxprune.solve.scopes import Shares
 from fxprune.solve.slots import leasts, score_values
 
@@ -137,7 +137,11 @@ def _solution(problem: Problem, removed: Mask, bound: float, notes: tuple[str, .
     }
     gap = (bound - kept) / bound if bound > 0 else 0.0
     figures["kept score"] = {"original": whole, "achieved": kept, "bound": bound, "gap": gap}
-    told = [*notes, *(_told(limit, float(now)) for limit, now in zip(problem.limits, costs, strict=True))]
+    told = [
+        *notes,
+        *rounded_to_nothing(graph, problem.round_to),
+        *(_told(limit, float(now)) for limit, now in zip(problem.limits, costs, strict=True)),
+    ]
     told.append(
         f"kept {kept / whole if whole else 1:.1%} of the score; no plan for this budget keeps more than {bound / whole if whole else 1:.1%}"
     )

@@ -34,20 +34,22 @@ class Tabled:
     def of_forms(self, values: Numbers) -> float:
         total = self.constant
         for index, (entry, own) in enumerate(self.entries):
-            key = (index, *values[list(own)].tolist())
+            widths = values[list(own)].tolist()
+            key = (index, *widths)
             cost = self._known.get(key)
             if cost is None:
-                cost = self._known[key] = entry.at(key[1:])
+                cost = self._known[key] = entry.at(widths)
             total += cost
         return total
 
     def slope(self, index: int, place: int, values: Numbers) -> float:
         """How fast one entry's cost grows with the width of one of its axes."""
         entry, own = self.entries[index]
-        key = ("slope", index, place, *values[list(own)].tolist())
+        widths = values[list(own)].tolist()
+        key = ("slope", index, place, *widths)
         slope = self._known.get(key)
         if slope is None:
-            slope = self._known[key] = _slope(entry, list(key[3:]), place)
+            slope = self._known[key] = _slope(entry, widths, place)
         return slope
 
 

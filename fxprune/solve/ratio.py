@@ -111,9 +111,22 @@ def solve_ratio(graph: ChannelGraph, scored: Scored, ratio: float, floor: float 
     removed[order.first(take)] = True
     silent = _silenced(groups, scored, removed)
     removed[silent] = False
-    notes = (f"{len(silent)} emptied group(s) keep one channel each that nobody hears",) if silent else ()
+    notes = rounded_to_nothing(graph, round_to)
+    if silent:
+        notes = (f"{len(silent)} emptied group(s) keep one channel each that nobody hears", *notes)
     gone = sum(int(weight[g.channels][removed[g.channels]].sum()) for g in groups)
     return Solution(removed, ratio, gone / total, notes, tuple(silent))
+
+
+def rounded_to_nothing(graph: ChannelGraph, round_to: int) -> tuple[str, ...]:
+    """A note on groups that ``round_to`` leaves whole: they have no smaller width that is a multiple."""
+    whole = [group for group in graph.groups if len(group) <= round_to] if round_to > 1 else []
+    if not whole:
+        return ()
+    names = ", ".join(f"{group.name} ({len(group)})" for group in whole[:3]) + (", ..." if len(whole) > 3 else "")
+    return (
+        f"round_to={round_to} leaves {len(whole)} of {len(graph.groups)} groups whole, which have no smaller multiple: {names}",
+    )
 
 
 def nothing(graph: ChannelGraph) -> str:

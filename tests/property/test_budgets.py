@@ -40,11 +40,17 @@ def slimmed(case: Case, amounts: dict[str, float], **more: Any) -> tuple[fxprune
         assert isinstance(refused.nearest, fxprune.Plan)
         assert "cannot be met" in str(refused)
         figures = refused.nearest.figures
-        made = slim({kind: (figures[kind]["achieved"] / figures[kind]["original"] + 1) / 2 for kind in amounts})
+        reachable = {kind: (figures[kind]["achieved"] / figures[kind]["original"] + 1) / 2 for kind in amounts}
+        try:
+            made = slim(reachable)
+        except BudgetError as error:  # what cannot be emitted was pinned since, and the error says so
+            if " stay because " not in str(error):
+                raise
+            return None
     return fxprune.plan_of(made), counted(made, inputs, model)
 
 
-@share(0.5)
+@share(0.3)
 @given(cases(most=6), amounts)
 def test_budgets_are_met(case: Case, amounts: dict[str, float]) -> None:
     found = slimmed(case, amounts)
@@ -58,7 +64,7 @@ def test_budgets_are_met(case: Case, amounts: dict[str, float]) -> None:
     assert score["achieved"] <= score["bound"] * (1 + 1e-9)
 
 
-@share(0.2)
+@share(0.1)
 @given(cases(most=6), amounts, st.sampled_from(["uniform", "isomorphic"]))
 def test_other_scopes_meet_budgets_too(case: Case, amounts: dict[str, float], scope: str) -> None:
     found = slimmed(case, amounts, scope=scope)
@@ -67,7 +73,7 @@ def test_other_scopes_meet_budgets_too(case: Case, amounts: dict[str, float], sc
         assert all(plan.figures[kind]["achieved"] == costs[kind] <= plan.figures[kind]["asked"] for kind in amounts)
 
 
-@share(0.2)
+@share(0.1)
 @given(cases(most=6), amounts)
 def test_the_same_problem_has_the_same_plan(case: Case, amounts: dict[str, float]) -> None:
     model, inputs = network(case)

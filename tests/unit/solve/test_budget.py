@@ -15,6 +15,7 @@ from fxprune import Budget, BudgetError
 from fxprune.solve import optimise as solver
 from fxprune.solve.budget import amount
 from fxprune.solve.cost_table import CostEntry, MeasuredCosts
+from fxprune.solve.measured import meet_latency
 from tests.property.test_cost import counted
 from tests.unit.api.nets import seeded
 
@@ -282,3 +283,41 @@ def test_heads_that_do_little_go_whole(enumerated: bool, monkeypatch: pytest.Mon
     assert sum(p.numel() for p in slim.parameters()) == plan.figures["params"]["achieved"] <= plan.figures["params"]["asked"]
     assert {row % 32 // 8 for row in plan.kept["att.in_proj_weight"][0]} == {0, 2}
     assert plan.figures["kept score"]["achieved"] <= plan.figures["kept score"]["bound"]
+
+
+@pytest.mark.parametrize("truth", [0.8, 1.0, 1.25])
+def test_a_latency_budget_is_met_by_the_clock(truth: float) -> None:
+    """A machine that is slower or faster than its table says: the aim is corrected until the clock agrees."""
+    model, inputs = network()
+    graph = fxprune.analyze(model, inputs)
+    costs = table(1e-3)
+
+    def clock(plan: fxprune.Plan) -> float:
+        return truth * plan.figures["latency"]["achieved"]
+
+    budget = Budget(latency="8ms", table=costs)
+    found = meet_latency(budget, lambda b: fxprune.plan(graph, budget=b), lambda plan: plan, clock)
+    assert found.seconds <= 8e-3
+    assert found.seconds > 0.85 * 8e-3
+    assert found.plan.figures["latency"]["measured"] == found.seconds
+    assert found.plan.figures["latency"]["asked"] == 8e-3
+    assert fxprune.Plan.from_json(found.plan.to_json()) == found.plan
+
+
+def test_a_clock_that_never_agrees_is_an_error() -> None:
+    model, inputs = network()
+    graph = fxprune.analyze(model, inputs)
+    budget = Budget(latency="8ms", table=table(1e-3))
+    with pytest.raises(BudgetError, match=r"was not met in \d rounds: the fastest model took 1e"):
+        meet_latency(budget, lambda b: fxprune.plan(graph, budget=b), lambda plan: plan, lambda _: 1.0)
+    with pytest.raises(BudgetError, match="bounds no latency"):
+        meet_latency(Budget(macs=0.5), lambda b: fxprune.plan(graph, budget=b), lambda plan: plan, lambda _: 1.0)
+
+
+@pytest.mark.parametrize("asked", [{"ratio": 0.3}, {"budget": Budget(macs=0.6)}])
+def test_rounding_to_nothing_is_told(asked: dict[str, Any]) -> None:
+    model, inputs = network()
+    graph = fxprune.analyze(model, inputs)
+    plan = fxprune.plan(graph, **asked, round_to=16)
+    assert "round_to=16 leaves 1 of 3 groups whole, which have no smaller multiple: stem.0.weight (16)" in plan.notes
+    assert not any("round_to" in note for note in fxprune.plan(graph, **asked, round_to=4).notes)

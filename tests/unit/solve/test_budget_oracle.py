@@ -235,13 +235,13 @@ def check(problem: Any, floor: float, round_to: int, *, exact: bool) -> None:
         assert kept <= expected + 1e-9
 
 
-@share(2)
+@share(1.5)
 @given(problems(), st.sampled_from([0.0, 0.1, 0.5]), st.sampled_from([1, 1, 1, 2]))
 def test_the_optimum_is_that_of_brute_force(problem: Any, floor: float, round_to: int) -> None:
     check(problem, floor, 1 if problem[0] == "grouped" else round_to, exact=True)
 
 
-@share(0.25)
+@share(0.15)
 @given(problems(), st.sampled_from([0.0, 0.1, 0.5]))
 def test_large_problems_are_searched_and_bounded(problem: Any, floor: float) -> None:
     """The way that large networks go: what it finds is legal, and no plan exceeds its bound."""

@@ -34,7 +34,7 @@ from fxprune.rewrite import attributes, foreseen, literals
 from fxprune.rewrite.arrival import Arrival, OrderConflictError, by_node
 from fxprune.rewrite.materialize import assemble, fill
 from fxprune.rewrite.passes import OTHERS, Pass, compare, predict, shapes
-from fxprune.rewrite.select import cuts_of, selecting, tidied
+from fxprune.rewrite.select import SELECT, cuts_of, selecting, tidied
 from fxprune.rewrite.slicing import living, slim_shape
 
 PASSES = 8
@@ -166,7 +166,7 @@ def _nodes(state: Pass, inputs: Inputs) -> fx.Graph:
                 cut = cuts.get(node.name)
                 seen = env if cut is None else selecting(state, *cut, copy, env)
                 env[copy] = _node(state, node, copy, seen)
-    if cuts:
+    if cuts or any(SELECT in node.meta for node in new.nodes):
         tidied(
             new,
             state.root,

@@ -68,15 +68,15 @@ def _positions(state: Pass, cut: Cut, x: Tensor) -> Ids:
     places = np.full(len(cut.source), -1, np.int64)
     if len(there) == len(arrived):
         have, want = component[arrived], component[cut.source[there]]
-        if ((have == want) | (arrived == 0)).all():
+        told = np.isin(have, want) & (arrived > 0)  # a width of one is joined or repeated without its atom
+        if ((have == want) | ~told).all():
             places[there] = np.arange(len(there))
             return places
-        known = np.flatnonzero(arrived)  # what is left alone in a part of a concatenation arrives without its atom
         open_ = dict.fromkeys(there.tolist())
         rows: dict[int, list[int]] = {}
         for position in there.tolist():
             rows.setdefault(int(component[cut.source[position]]), []).append(position)
-        for place in known.tolist():
+        for place in np.flatnonzero(told).tolist():
             mine = rows.get(int(have[place]))
             if not mine:
                 break
@@ -84,7 +84,7 @@ def _positions(state: Pass, cut: Cut, x: Tensor) -> Ids:
             places[position] = place
             del open_[position]
         else:
-            places[list(open_)] = np.flatnonzero(arrived == 0)
+            places[list(open_)] = np.flatnonzero(~told)
             return places
     raise RewriteError(
         f"node {cut.node!r} selects among {len(there)} channels, and {x.shape[1]} others arrive; please report this model.",

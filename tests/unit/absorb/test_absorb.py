@@ -384,3 +384,33 @@ def test_denormals_are_flushed() -> None:
     row = slim.get_submodule("second").weight[0].detach()
     assert float(row[1].abs().max()) == 0
     assert float(row[2].min()) == pytest.approx(1e-37)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("way", ["closed form", "data"])
+def test_readers_hear_the_original_with_frozen_channels(kind: str, way: str) -> None:
+    """The oracle: the original in which removed channels, whatever their gamma, are frozen to the constants that the report names."""
+    torch.manual_seed(0)
+    model = randomise(Kinds(kind))
+    x = torch.randn(2, 3, 9, 10, dtype=torch.float64)
+    slim = slimmed(model, x, "exact" if way == "closed form" else [x])
+    fold = fxprune.absorption_of(slim).folds[0]
+    assert not fxprune.absorption_of(slim).exact
+
+    def freeze(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+        frozen = output.clone()
+        frozen[:, list(fold.atoms)] = torch.tensor(fold.values, dtype=torch.float64).reshape(-1, 1, 1)
+        return frozen
+
+    if kind == "twice":
+        return  # its two calls hear two constants
+    hook = model.act.register_forward_hook(freeze)  # type: ignore[union-attr, operator]
+    with torch.no_grad():
+        expected = model(x)
+    hook.remove()  # type: ignore[union-attr]
+    apart_by = (slim(x).detach() - expected).abs()
+    unpadded = kind in ("plain", "bias", "norm", "reflected")
+    if way == "closed form" or unpadded:
+        assert float(apart_by.max()) <= 1e-12
+    elif kind not in ("up", "strided"):
+        assert float(apart_by[:, :, 2:-2, 2:-2].max()) <= 1e-12

@@ -68,7 +68,9 @@ def choose(graph: ChannelGraph, make: Callable[[str], Plan], clock: Clock = time
         taken = next(iter([*modules, *plans]), "")
         if not taken:
             raise refused["coupled"]
-        other = next(layout for layout in refused if layout != taken)  # where none can be emitted as it is, channels will be pinned
+        other = next(
+            layout for layout in refused if layout != taken
+        )  # where none can be emitted as it is, channels will be pinned
         why = str(refused[other]).splitlines()[0]
         return Choice(taken, f"layout='auto' took {taken!r}; {other!r} cannot be had: {why}")
     assert graph.inputs is not None

@@ -83,7 +83,7 @@ def selected(case: Case, *, verify: bool = False) -> Compiled | None:
     return None
 
 
-@share(3)
+@share(1.5)
 @given(normed_cases(mixing=False))
 def test_selection_equals_the_zeroed_network(case: Case) -> None:
     c = selected(case)
@@ -94,7 +94,7 @@ def test_selection_equals_the_zeroed_network(case: Case) -> None:
     check_weights(c)
 
 
-@share(1.5)
+@share(0.8)
 @given(normed_cases())
 def test_selection_equals_the_masked_program(case: Case) -> None:
     c = selected(case, verify=True)
@@ -102,7 +102,7 @@ def test_selection_equals_the_masked_program(case: Case) -> None:
         fxprune.verify(c.model, c.slim, c.inputs)
 
 
-@share(0.8)
+@share(0.4)
 @given(normed_cases(mixing=False, most=6))
 def test_plans_copies_and_states(case: Case) -> None:
     """The plan survives JSON; it alone makes the same module, which takes the state; copies and pickles compute the same."""
@@ -119,7 +119,7 @@ def test_plans_copies_and_states(case: Case) -> None:
         assert relative_error(run(other, c.inputs), output) == 0.0
 
 
-@share(0.8)
+@share(0.4)
 @given(normed_cases(mixing=False, most=6))
 def test_rounds_compose(case: Case) -> None:
     """A second round, in either layout, gives a plan that does both at once."""
@@ -148,7 +148,7 @@ def test_rounds_compose(case: Case) -> None:
         assert relative_error(run(direct, first.inputs), output) <= TOLERANCE
 
 
-@share(0.8)
+@share(0.4)
 @given(normed_cases(mixing=False))
 def test_a_larger_ratio_keeps_nothing_more(case: Case) -> None:
     model, inputs = network(case)

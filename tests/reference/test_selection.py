@@ -61,8 +61,7 @@ def network(name: str, draw: Callable[[int, torch.Generator], Tensor], seed: int
 X = torch.randn(2, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("ratio", [0.4, 0.7])
-@pytest.mark.parametrize("draw", [uniform, heavy, tied])
+@pytest.mark.parametrize(("draw", "ratio"), [(uniform, 0.4), (heavy, 0.7), (tied, 0.4), (uniform, 0.7)])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_reference_rule_to_the_letter(name: str, draw: Any, ratio: float) -> None:
     model = network(name, draw, seed=1)

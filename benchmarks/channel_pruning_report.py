@@ -103,5 +103,5 @@ def _cost(found: Mapping[str, Facts], key: str, levels: Sequence[int], methods: 
         for name, inputs, kept, before, after, _, spent, size in shown
     ]
     if len(shown) < len(layers):
-        lines.append(f"\n(every {max(1, len(layers) // 9)}th of {len(layers)} layers)")
+        lines.append(f"\n(one layer in {max(1, len(layers) // 9)}; there are {len(layers)})")
     return [*lines, ""]

@@ -51,6 +51,8 @@ def refit(normal: Normal, weight: Array, alive: Mask, *, intercept: bool, ridge:
 
 def solve(matrix: Array, right: Array) -> Array:
     """The smallest solution of ``matrix @ x = right`` for a positive semidefinite matrix (clause 4)."""
+    if not len(matrix):
+        return np.zeros_like(right)
     diagonal = np.diag(matrix)
     live = np.flatnonzero(diagonal > RANK * RANK * diagonal.max(initial=0))
     if len(live) < len(matrix):  # inputs that are constant: a rectifier that never opens

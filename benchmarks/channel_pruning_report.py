@@ -17,8 +17,8 @@ remove equally many channels of every layer: one ratio for all layers that the m
 branches). Which ones is chosen, and weights are refitted, on training images without labels. *Error of the logits* is the difference
 to the original's, over their spread, on the test images; *error of layers* is the mean over layers, before and after the refit, on
 the calibration rows (0 is exact, 1 no better than a constant). Survivors of methods without refit keep their weights. *Refined*: `refine=3`;
-*ridge*: `ridge=1e-3`. Plain least squares has too many unknowns for so few images in the widest layers: on 1,000 held-out training images the error of the
-quarter-width VGG-16 at 4x came from single images that are far off.
+*ridge*: `ridge=1e-3`. Plain least squares has too many unknowns for so few images in the widest layers: on 1,000 held-out training images the
+error of the quarter-width VGG-16 at 4x came from single images that are far off.
 """
 NOT_YET = """Fine-tuning was not run for this page: `python benchmarks/channel_pruning.py finetune` trains all networks and the originals equally,
 and goes on where it was stopped.

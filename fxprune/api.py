@@ -182,8 +182,11 @@ def apply(
     return cast("fx.GraphModule", module)
 
 
-def _finish(what: Asked) -> Finish:
+def _finish(what: Asked, *, adding: bool = True) -> Finish:
+    """Absorption. ``adding=False``: what remains has an upper bound, so constants go into tensors that are there."""
+
     def finish(subject: Subject, plan: Plan, module: nn.Module) -> tuple[Plan, Absorption]:
+        plan = plan if adding or plan.added is not None else replace(plan, added=())
         own = asked(False) if subject.layout == "selection" else what
         return absorbed(subject.graph, subject.inputs, plan, module, own)
 
@@ -259,10 +262,12 @@ def slim(
 
     large = sum(t.numel() for t in subject.graph.tensors.values() if isinstance(t, nn.Parameter)) > VERIFIED_PARAMETERS
     if verify and not large:
-        subject, final, module, absorption, evidence = emit_verified(subject, decide, strict=strict, finish=_finish(what))
+        subject, final, module, absorption, evidence = emit_verified(
+            subject, decide, strict=strict, finish=_finish(what, adding=budget is None)
+        )
     else:
         subject, final, module = emit_settled(subject, decide, pin=True)
-        final, absorption = _finish(what)(subject, final, module)
+        final, absorption = _finish(what, adding=budget is None)(subject, final, module)
         evidence = None
     if verify and large:
         final = replace(final, notes=(*final.notes, f"more than {VERIFIED_PARAMETERS:,} parameters: numbers were not compared"))

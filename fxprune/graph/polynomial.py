@@ -16,12 +16,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import csr_matrix
 
 from fxprune.provenance.factor import Ids, Mask, Value, support
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
 
 Terms = dict[tuple[int, ...], int]
 
@@ -56,6 +59,8 @@ class Forms:
         lengths = [len(own) for own in self.channels]
         starts = np.concatenate([[0], np.cumsum(lengths)])
         data, columns = np.concatenate(self.times), np.concatenate(self.channels)
+        from scipy.sparse import csr_matrix  # importing fxprune stays quick
+
         self._matrix[:] = [csr_matrix((data, columns, starts), shape=(len(lengths), self.count))]
         return self._matrix[-1]
 

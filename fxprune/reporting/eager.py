@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from fxprune.capture.clone import walk
 from fxprune.capture.inputs import Inputs
@@ -24,6 +23,8 @@ Widths = Callable[[str, Mapping[str, Tensor]], tuple[int, int]]
 
 def eager_layers(root: nn.Module, inputs: Inputs, widths: Widths) -> Iterator[Row]:
     """Name, kind, widths before and after, parameters and multiply-adds of every layer (clauses 1 and 2)."""
+    from torch.utils.flop_counter import FlopCounterMode  # importing fxprune stays quick
+
     counter = FlopCounterMode(display=False)
     copied = evaluation_clone(root, private)
     macs: dict[str, int] = {}

@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from rich.console import Group
 from torch import Tensor, fx, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from fxprune.api import absorption_of, analyze, plan_of
 from fxprune.capture.clone import same, to_meta
@@ -201,6 +200,7 @@ def _group(graph: ChannelGraph, group: ChannelGroup) -> GroupRow:
 
 
 def _reasons(graph: ChannelGraph) -> tuple[Reason, ...]:
+
     pinned = [c for c in graph.constraints if c.kind == "pinned" and c.axes]
     return tuple(Reason(c.channels, c.node, c.reason, c.axes) for c in sorted(pinned, key=lambda c: -c.channels))
 

@@ -16,8 +16,6 @@ from itertools import product as combinations
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import linprog
-from scipy.sparse import coo_matrix
 
 from fxprune.solve.cost_table import CostEntry
 from fxprune.solve.landscape import Tabled
@@ -169,6 +167,9 @@ class Relaxation:
         width = len(program.ends)
         objective = np.zeros(width)
         objective[count : 2 * count] = 1.0
+        from scipy.optimize import linprog  # importing fxprune stays quick
+        from scipy.sparse import coo_matrix
+
         matrix = coo_matrix((program.data, (program.rows, program.columns)), shape=(len(program.right), width)).tocsr()
         result = linprog(objective, A_ub=matrix, b_ub=program.right, bounds=program.ends, method="highs")
         return None if result.x is None else np.asarray(result.x)

@@ -16,8 +16,6 @@ from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import linprog
-from scipy.sparse import csr_matrix
 
 from fxprune.provenance.factor import Ids
 from fxprune.solve.landscape import Landscape
@@ -152,6 +150,9 @@ def _program(choices: Choices, here: Numbers, radius: Numbers, most: Numbers) ->
     elastic = np.concatenate([-np.eye(count), np.zeros((len(room), count))])
     unit = max(land.slots.kept, 1e-12)
     objective = np.concatenate([np.array(slopes) / unit, np.full(count, 100.0)])
+    from scipy.optimize import linprog  # importing fxprune stays quick
+    from scipy.sparse import csr_matrix
+
     result = linprog(
         objective,
         A_ub=csr_matrix(np.concatenate([rows, elastic], axis=1)),

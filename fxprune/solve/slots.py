@@ -17,10 +17,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from scipy.sparse import csr_matrix
 
 from fxprune.errors import BudgetError
 from fxprune.graph.channels import ChannelGraph, ChannelGroup
@@ -28,6 +28,9 @@ from fxprune.graph.cost import matches
 from fxprune.provenance.factor import Ids, Mask
 from fxprune.score.scores import TOTALS, Scored
 from fxprune.solve.ratio import channel_weights, ranked_steps
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
 
 Numbers = npt.NDArray[np.float64]
 

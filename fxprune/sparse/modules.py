@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy import sparse
 from torch import Tensor, nn
 
 from fxprune.errors import BudgetError, WeightError
@@ -160,6 +159,8 @@ def to_scipy(tensor: Tensor, form: str = "csr") -> Any:
         BudgetError: another form.
         WeightError: a dtype that scipy does not have.
     """
+    from scipy import sparse  # importing fxprune stays quick
+
     if form not in ("csr", "csc"):
         raise BudgetError(f"form must be 'csr' or 'csc', got {form!r}.", expected=("csr", "csc"), got=form)
     if tensor.dtype not in SCIPY:
@@ -175,6 +176,8 @@ def from_scipy(matrix: Any, shape: tuple[int, ...] | None = None) -> Tensor:
     Raises:
         WeightError: no scipy matrix of float32 or float64, or one that does not have the shape's size.
     """
+    from scipy import sparse  # importing fxprune stays quick
+
     if not sparse.issparse(matrix) or matrix.dtype not in (np.float32, np.float64):
         raise WeightError(
             f"expected a scipy.sparse matrix of float32 or float64, got {type(matrix).__name__}.", got=type(matrix).__name__

@@ -1,7 +1,11 @@
 """fxprune: a channel-pruning compiler for PyTorch."""
 
+import gc as _gc
 from importlib import import_module as _import_module
 from typing import Any as _Any
+
+_collecting = _gc.isenabled()
+_gc.disable()  # what importing makes stays; the collector would go through all that torch has made, to no avail
 
 from fxprune.api import absorption_of as absorption_of
 from fxprune.api import analyze as analyze
@@ -37,6 +41,9 @@ from fxprune.reporting.story import story as story
 from fxprune.reporting.summary import summary as summary
 from fxprune.sensitivity import sensitivity as sensitivity
 from fxprune.solve.budget import Budget as Budget
+
+if _collecting:
+    _gc.enable()
 
 __version__ = "0.1.0"
 __all__ = [

@@ -200,7 +200,6 @@ def _group(graph: ChannelGraph, group: ChannelGroup) -> GroupRow:
 
 
 def _reasons(graph: ChannelGraph) -> tuple[Reason, ...]:
-
     pinned = [c for c in graph.constraints if c.kind == "pinned" and c.axes]
     return tuple(Reason(c.channels, c.node, c.reason, c.axes) for c in sorted(pinned, key=lambda c: -c.channels))
 
@@ -209,6 +208,8 @@ class _Counting(fx.Interpreter):
     """Multiply-adds per node of one call."""
 
     def __init__(self, module: fx.GraphModule, inputs: Inputs) -> None:
+        from torch.utils.flop_counter import FlopCounterMode  # importing fxprune stays quick
+
         super().__init__(module)
         self.inputs = inputs
         self.counter = FlopCounterMode(display=False)

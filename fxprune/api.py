@@ -7,6 +7,7 @@ smaller ``GraphModule`` or raises.
 from __future__ import annotations
 
 import gc
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,7 +16,7 @@ from typing import Any, cast
 from torch import fx, nn
 
 from fxprune.absorb.stage import Asked, absorbed, asked
-from fxprune.errors import BudgetError, PlanMismatchError
+from fxprune.errors import BudgetError, FxpruneWarning, PlanMismatchError
 from fxprune.failsafe import Finish, emit_verified
 from fxprune.folds import Absorption
 from fxprune.graph.channels import ChannelGraph
@@ -33,7 +34,7 @@ from fxprune.solve.ranked import ranking
 from fxprune.solve.ratio import Solution, solve_ratio
 from fxprune.solve.scopes import check_scope
 from fxprune.solve.selection import ranked, select_channels
-from fxprune.timed import meeting, rounded, with_table
+from fxprune.timed import Once, lacks_table, meeting, rounded, with_table
 from fxprune.train.readiness import warn_if_large
 from fxprune.verify import Evidence
 
@@ -123,14 +124,28 @@ def plan(
         )
     graph = in_layout(graph, layout)
     if layout == "selection":
-        scored, solution = select_channels(graph, cast("float", ratio), on(score, graph), floor, 1 if round_to is None else round_to)
+        scored, solution = select_channels(
+            graph, cast("float", ratio), on(score, graph), floor, 1 if round_to is None else round_to
+        )
         shown = ranked(graph)
     else:
-        known, seen = with_table(graph, budget), on(score, graph)
+        seen = on(score, graph)
+        known = _measured(graph, budget, seen, floor, round_to, scope)
         solved, told = rounded(known, round_to, lambda step: _solved(graph, ratio, known, seen, floor, step, scope))
         scored, solution, shown = solved[0], replace(solved[1], notes=(*solved[1].notes, *told)), graph
     warn_if_large(shown.groups, scored.name, solution.removed, ratio, scored.values)
     return replace(to_plan(graph, solution, scored.name, layout), ranking=ranking(shown, scored, solution.removed))
+
+
+def _measured(graph: ChannelGraph, budget: Any, score: Any, floor: float, round_to: int | None, scope: str) -> Any:
+    """The budget with a table, if it needs one. Measuring takes minutes: what is wrong with anything else is said before."""
+    if not lacks_table(budget):
+        return budget
+    others = replace(budget, latency=None) if len(budget.amounts()) > 1 else None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FxpruneWarning)  # said when the plan is made for good
+        plan(graph, None if others else 0.0, budget=others, score=score, floor=floor, round_to=round_to, scope=scope)
+    return with_table(graph, budget)
 
 
 def _solved(
@@ -249,9 +264,11 @@ def slim(
     check_asked(ratio, budget)
     subject = study(model, example_inputs, keep, layout="selection" if layout == "selection" else "coupled")
 
-    budget = budget if layout == "selection" else with_table(subject.graph, budget)
+    score = Once(score) if isinstance(score, DataScore) and not isinstance(score, type) else score
+    if layout != "selection":
+        budget = _measured(subject.graph, budget, score, floor, round_to, scope)
 
-    def made(graph: ChannelGraph, layout: str, budget: Any = budget, score: Any = score) -> Plan:
+    def made(graph: ChannelGraph, layout: str, budget: Any = budget) -> Plan:
         return plan(graph, ratio, budget=budget, score=score, layout=layout, floor=floor, round_to=round_to, scope=scope)
 
     if layout == "auto":
@@ -261,8 +278,7 @@ def slim(
         subject = replace(subject, layout=layout, graph=replace(graph, notes=(*graph.notes, chosen.note)))
 
     def planning(graph: ChannelGraph) -> Callable[[Budget], Plan]:
-        seen = on(score, graph)
-        return lambda bound: made(graph, layout, bound, seen)
+        return lambda bound: made(graph, layout, bound)
 
     timed = meeting(subject, budget, planning, _finish(replace(what, loader=None)))
 

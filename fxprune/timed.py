@@ -33,6 +33,8 @@ from fxprune.plan import Plan
 from fxprune.progress import steps
 from fxprune.provenance.eager import EagerProgram, private
 from fxprune.provenance.interpret import evaluation_clone
+from fxprune.score.data import DataScore
+from fxprune.score.scores import Score
 from fxprune.solve.budget import Budget
 from fxprune.solve.measured import ROUNDS, Reading, meet_latency
 from fxprune.solve.plans import removed_channels
@@ -46,17 +48,38 @@ SECONDS = 1.0  # to time a slim model and the original in, per round
 Found = TypeVar("Found")
 
 
-def with_table(graph: ChannelGraph, budget: Any) -> Any:
-    """The budget with measurements, where it bounds a latency and has none (clause 1); anything else as it is.
+class Once:
+    """A data-driven score that looks at the same graph once, however many plans are made."""
+
+    def __init__(self, score: DataScore) -> None:
+        self._score = score
+        self._seen: tuple[ChannelGraph, Score] | None = None
+
+    def on(self, graph: ChannelGraph) -> Score:
+        """The score of one graph's groups."""
+        if self._seen is None or self._seen[0] is not graph:
+            self._seen = graph, self._score.on(graph)
+        return self._seen[1]
+
+
+def lacks_table(budget: Any) -> bool:
+    """Whether a budget bounds a latency and has no measurements."""
+    return isinstance(budget, Budget) and budget.latency is not None and budget.table is None
+
+
+def with_table(graph: ChannelGraph, budget: Budget) -> Budget:
+    """The budget with measurements (clause 1).
 
     Raises:
         BudgetError: a model whose layers cannot be timed one by one.
     """
-    if not isinstance(budget, Budget) or budget.latency is None or budget.table is not None:
-        return budget
     inputs = graph.inputs
     if inputs is None or isinstance(graph.program, EagerProgram):
-        why = "it runs as an eager module, which has no nodes to time" if inputs is not None else "there are no example inputs to time it on"
+        why = (
+            "it runs as an eager module, which has no nodes to time"
+            if inputs is not None
+            else "there are no example inputs to time it on"
+        )
         raise BudgetError(
             f"a latency budget needs measurements of this model on this machine, and its layers cannot be timed: {why}. "
             "Give Budget(latency=..., table=...), or bound macs= or params=.",
@@ -70,7 +93,9 @@ def with_table(graph: ChannelGraph, budget: Any) -> Any:
         try:
             table = measure_subject(Subject(captured.module(), settle(whole, inputs), inputs), deployed=False)
         except CaptureError as error:
-            raise BudgetError(f"{error} Give Budget(latency=..., table=...), or bound macs= or params=.", got="latency") from error
+            raise BudgetError(
+                f"{error} Give Budget(latency=..., table=...), or bound macs= or params=.", got="latency"
+            ) from error
     return replace(budget, table=table)
 
 
@@ -82,12 +107,18 @@ def rounded(budget: Any, round_to: int | None, solve: Callable[[int], Found]) ->
     """
     table = budget.table if isinstance(budget, Budget) and budget.latency is not None else None
     learnt = int(getattr(table, "alignment", 1)) if round_to is None else 1
-    for step in (2**power for power in range(learnt.bit_length() - 1, 0, -1)):
-        try:
-            return solve(step), (f"widths are multiples of {step}, which are cheap here by the measurements (round_to= says otherwise)",)
-        except BudgetError:
-            continue
-    return solve(1 if round_to is None else round_to), ()
+    return _from(learnt, solve) if learnt > 1 else (solve(1 if round_to is None else round_to), ())
+
+
+def _from(step: int, solve: Callable[[int], Found]) -> tuple[Found, tuple[str, ...]]:
+    """Clause 2, from a rounding down."""
+    if step <= 1:
+        return solve(1), ()
+    try:
+        found = solve(step)
+    except BudgetError:
+        return _from(step // 2, solve)
+    return found, (f"widths are multiples of {step}, which are cheap here by the measurements (round_to= says otherwise)",)
 
 
 def meeting(

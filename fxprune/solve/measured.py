@@ -76,16 +76,18 @@ def meet_latency(
         raise BudgetError("this budget bounds no latency, so there is nothing to time.", got=budget)
     tried: list[Timed[Made]] = []
     aims: list[tuple[float, bool]] = []  # and whether it was met
-    aim, refusal = 0.0, None
+    aim = 0.0
+    refusal: BudgetError | None = None
     for _ in range(2 * rounds):
         try:
             decided = decide(budget if not aim else replace(budget, latency=f"{aim!r}s"))
         except BudgetError as error:
-            decided, refusal = _nearest(error), error
-        if decided is None:
-            if not tried and refusal is not None:
-                raise refusal
-            break
+            refusal, nearest = error, _nearest(error)
+            if nearest is None and not tried:
+                raise
+            if nearest is None:
+                break
+            decided = nearest
         aim = aim or decided.figures[LATENCY]["asked"]
         known = next((t for t in tried if t.plan.kept == decided.kept), None)
         if known is None:
@@ -150,9 +152,7 @@ def _told(found: Timed[Made], rounds: int) -> Timed[Made]:
         f"{figures['predicted'] * 1e3:.3g} ms predicted, {_counted(rounds)}"
     )
     notes = [note for note in found.plan.notes if not note.startswith((f"{LATENCY}: at most", "the budget was not met"))]
-    return replace(
-        found, plan=replace(found.plan, figures={**found.plan.figures, LATENCY: figures}, notes=(*notes, note))
-    )
+    return replace(found, plan=replace(found.plan, figures={**found.plan.figures, LATENCY: figures}, notes=(*notes, note)))
 
 
 def _unmet(tried: list[Timed[Made]], refusal: BudgetError | None) -> BudgetError:

@@ -86,6 +86,6 @@ __all__ = [
 
 def __getattr__(name: str) -> _Any:
     """The rooms that are imported when they are asked for: ``fxprune.zoo`` and its like."""
-    if name in ("data", "reconstruct", "score", "sparse", "train", "zoo"):
+    if name in ("data", "latency", "reconstruct", "score", "sparse", "train", "zoo"):
         return _import_module(f"fxprune.{name}")
     raise AttributeError(f"module 'fxprune' has no attribute {name!r}")

@@ -7,7 +7,8 @@ smaller ``GraphModule`` or raises.
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, cast
@@ -15,7 +16,7 @@ from typing import Any, cast
 from torch import fx, nn
 
 from fxprune.absorb.stage import Asked, absorbed, asked
-from fxprune.errors import BudgetError, PlanMismatchError
+from fxprune.errors import BudgetError, FxpruneWarning, PlanMismatchError
 from fxprune.failsafe import Finish, emit_verified
 from fxprune.folds import Absorption
 from fxprune.graph.channels import ChannelGraph
@@ -33,6 +34,7 @@ from fxprune.solve.ranked import ranking
 from fxprune.solve.ratio import Solution, solve_ratio
 from fxprune.solve.scopes import check_scope
 from fxprune.solve.selection import ranked, select_channels
+from fxprune.timed import Once, lacks_table, meeting, rounded, with_table
 from fxprune.train.readiness import warn_if_large
 from fxprune.verify import Evidence
 
@@ -78,7 +80,7 @@ def plan(
     score: str | Score | DataScore = "auto",
     layout: str = "coupled",
     floor: float = 0.1,
-    round_to: int = 1,
+    round_to: int | None = None,
     scope: str = "global",
 ) -> Plan:
     """Decide which channels go, for a ratio or for a budget.
@@ -86,14 +88,15 @@ def plan(
     Args:
         graph: what ``analyze`` returned.
         ratio: share of channels to remove, in [0, 1).
-        budget: a ``Budget``: upper bounds on what remains (parameters, MACs, ...). As much score is kept as they allow.
+        budget: a ``Budget``: upper bounds on what remains (parameters, MACs, ...). As much score is kept as they allow. A latency without a table
+            has the layers measured, here and now; the plan meets it by prediction. ``slim`` times the outcome too.
         layout: "coupled": a channel goes when its whole coupling class goes. "selection": every batch norm drops its own channels, behind a
             select where others need them (docs/selection.md); it takes a ratio, no budget. "auto": both are made, and timed on the example
             inputs; the faster one is it.
         score: "auto", the name of a score of the weights ("gamma", "magnitude", "l1", ...; ``fxprune.score.NAMED``), "name:normalisation", a callable
             ``(ChannelGroup) -> tensor (channels,)``, or a score that looks at data (``fxprune.score.taylor(loader, loss)``, ...).
         floor: share of each group that stays, at least one channel; 0 allows emptied layers.
-        round_to: widths of groups become multiples of this.
+        round_to: widths of groups become multiples of this. Unless told 1; with a latency budget, what the measurements show to be cheap.
         scope: what is ranked against what: "global", "uniform" (every group loses the same share), "isomorphic" (every class of structurally equal
             groups does, with one ranking per class).
 
@@ -121,12 +124,28 @@ def plan(
         )
     graph = in_layout(graph, layout)
     if layout == "selection":
-        scored, solution = select_channels(graph, cast("float", ratio), on(score, graph), floor, round_to)
+        scored, solution = select_channels(
+            graph, cast("float", ratio), on(score, graph), floor, 1 if round_to is None else round_to
+        )
         shown = ranked(graph)
     else:
-        scored, solution, shown = *_solved(graph, ratio, budget, on(score, graph), floor, round_to, scope), graph
+        seen = on(score, graph)
+        known = _measured(graph, budget, seen, floor, round_to, scope)
+        solved, told = rounded(known, round_to, lambda step: _solved(graph, ratio, known, seen, floor, step, scope))
+        scored, solution, shown = solved[0], replace(solved[1], notes=(*solved[1].notes, *told)), graph
     warn_if_large(shown.groups, scored.name, solution.removed, ratio, scored.values)
     return replace(to_plan(graph, solution, scored.name, layout), ranking=ranking(shown, scored, solution.removed))
+
+
+def _measured(graph: ChannelGraph, budget: Any, score: Any, floor: float, round_to: int | None, scope: str) -> Any:
+    """The budget with a table, if it needs one. Measuring takes minutes: what is wrong with anything else is said before."""
+    if not lacks_table(budget):
+        return budget
+    others = replace(budget, latency=None) if len(budget.amounts()) > 1 else None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FxpruneWarning)  # said when the plan is made for good
+        plan(graph, None if others else 0.0, budget=others, score=score, floor=floor, round_to=round_to, scope=scope)
+    return with_table(graph, budget)
 
 
 def _solved(
@@ -217,7 +236,7 @@ def slim(
     score: str | Score | DataScore = "auto",
     layout: str = "coupled",
     floor: float = 0.1,
-    round_to: int = 1,
+    round_to: int | None = None,
     scope: str = "global",
     keep: Sequence[str] = (),
     absorb: Absorb = True,
@@ -248,7 +267,11 @@ def slim(
     check_asked(ratio, budget)
     subject = study(model, example_inputs, keep, layout="selection" if layout == "selection" else "coupled")
 
-    def made(graph: ChannelGraph, layout: str) -> Plan:
+    score = Once(score) if isinstance(score, DataScore) and not isinstance(score, type) else score
+    if layout != "selection":
+        budget = _measured(subject.graph, budget, score, floor, round_to, scope)
+
+    def made(graph: ChannelGraph, layout: str, budget: Any = budget) -> Plan:
         return plan(graph, ratio, budget=budget, score=score, layout=layout, floor=floor, round_to=round_to, scope=scope)
 
     if layout == "auto":
@@ -257,8 +280,13 @@ def slim(
         graph = in_layout(subject.graph, layout)
         subject = replace(subject, layout=layout, graph=replace(graph, notes=(*graph.notes, chosen.note)))
 
+    def planning(graph: ChannelGraph) -> Callable[[Budget], Plan]:
+        return lambda bound: made(graph, layout, bound)
+
+    timed = meeting(subject, budget, planning, _finish(replace(what, loader=None)))
+
     def decide(graph: ChannelGraph) -> Plan:
-        return made(graph, layout)
+        return made(graph, layout) if timed is None else timed(graph)
 
     large = sum(t.numel() for t in subject.graph.tensors.values() if isinstance(t, nn.Parameter)) > VERIFIED_PARAMETERS
     if verify and not large:

@@ -14,6 +14,7 @@
    for the same reason are equal whatever it says.
 8. ``figures`` of a plan made for a budget: per bound ("macs", "params of 'layer4.*'") the numbers "original", "asked" and "achieved"; under
    "kept score" what is "achieved" of the "original", the "bound" that no plan of this budget can exceed, and the "gap" between them as a share.
+   Of a latency that was timed also what was "predicted" and "measured" (which is "achieved"), in seconds, and the "rounds" that took.
 """
 
 from __future__ import annotations

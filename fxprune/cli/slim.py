@@ -6,6 +6,7 @@ import inspect
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -44,7 +45,10 @@ def slim(
     ] = None,
     score: Annotated[Score, typer.Option(help="What ranks channels.")] = "auto",
     floor: Annotated[float, typer.Option(help="Share of each group that stays; 0 allows emptied layers.")] = 0.1,
-    round_to: Annotated[int, typer.Option(help="Widths become multiples of this.")] = 1,
+    round_to: Annotated[
+        int | None,
+        typer.Option(help="Widths become multiples of this. Unless told 1; with --latency, what is cheap on this machine."),
+    ] = None,
     keep: Annotated[
         list[str] | None,
         typer.Option(metavar="GLOB", help="Modules or parameters whose channels stay, such as 'layer4.*'. Repeatable."),
@@ -67,6 +71,8 @@ def slim(
 
       fxprune slim zoo:resnet56 -w resnet56.pth --ratio 0.4 --keep 'layer3.*' -o slim.safetensors --report slim.html
 
+      fxprune slim torchvision:resnet18 --latency 0.6 -i 1x3x224x224 -o slim.safetensors
+
       fxprune slim my_project.nets:build --ratio 0.3 --round-to 8 --json
 
       fxprune slim torchvision:resnet50 --from slim.safetensors --ratio 0.2 -o slimmer.safetensors
@@ -87,7 +93,8 @@ def slim(
     begin = time.perf_counter()
     said = ", ".join(["capturing", "analyzing", "planning", "rewriting", *(["verifying"] if verify else [])])
     options: dict[str, Any] = {} if budget is None else {"budget": budget}
-    with busy(said):
+    # What is measured shows bars of its own.
+    with nullcontext() if "latency" in chosen else busy(said):
         made = fxprune.slim(
             start,
             ratio,
@@ -130,6 +137,7 @@ def _write(
 
 
 def _facts(made: Any) -> dict[str, Any]:
+    import fxprune
     from fxprune.reporting.story import story
 
     told = story(made, latency=False)
@@ -139,6 +147,7 @@ def _facts(made: Any) -> dict[str, Any]:
         "capture": told.capture,
         "asked": told.asked,
         "achieved": told.achieved,
+        "figures": {name: dict(own) for name, own in fxprune.plan_of(made).figures.items()},
         "score": told.score,
         "inputs": told.inputs,
         "before": {c.name.lower(): c.before for c in told.costs},
@@ -151,7 +160,8 @@ def _facts(made: Any) -> dict[str, Any]:
 
 
 def _table(data: dict[str, Any]) -> Group:
-    head = Text(f"{data['model']}: {data['achieved']:.1%} of the channels removed (asked: {data['asked']:.1%})")
+    asked = "for a budget" if data["figures"] else f"asked: {data['asked']:.1%}"
+    head = Text(f"{data['model']}: {data['achieved']:.1%} of the channels removed ({asked})")
     table = Table()
     for name in ("", "before", "after", "left"):
         table.add_column(name, justify="right" if name else "left")

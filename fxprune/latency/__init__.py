@@ -2,4 +2,5 @@
 
 from fxprune.latency.table import LatencyTable as LatencyTable
 from fxprune.latency.table import measure as measure
+from fxprune.latency.table import measure_subject as measure_subject
 from fxprune.latency.table import seconds_of as seconds_of

@@ -172,17 +172,31 @@ def measure(
         FileFormatError: the cache holds a damaged file.
         FxpruneError: what ``analyze`` raises.
     """
+    return measure_subject(study(model, example_inputs), deployed=deployed, cache=cache, rounds=rounds, show=show)
+
+
+@torch.no_grad()
+def measure_subject(
+    subject: Subject, *, deployed: bool, cache: str | Path | None = "", rounds: int = ROUNDS, show: bool = True
+) -> LatencyTable:
+    """``measure``, for a model that was studied.
+
+    Raises:
+        BudgetError: ``rounds`` is no positive number.
+        CaptureError: the model runs as an eager module, which has no nodes to time.
+        FileFormatError: the cache holds a damaged file.
+    """
     if rounds < 1:
         raise BudgetError(f"rounds must be at least 1, got {rounds!r}.", got=rounds)
-    subject = study(model, example_inputs)
-    graph = subject.graph
-    if isinstance(graph.program, EagerProgram):
-        raise CaptureError(
-            f"{graph.program.captured.name} runs as an eager module: it has no nodes to time.", got=graph.program.captured.how
-        )
+    if isinstance(subject.graph.program, EagerProgram):
+        captured = subject.graph.program.captured
+        raise CaptureError(f"{captured.name} runs as an eager module: it has no nodes to time.", got=captured.how)
+    # What cannot be emitted is pinned here, so that every sample can be.
+    subject, _, _ = emit_settled(subject, lambda graph: samples(graph)[-1], pin=True, weights=False)
     bench = Bench(subject, deployed, rounds, cache)
-    plans = samples(graph)
-    with steps("measuring widths", len(plans), show=show) as step:
+    plans = samples(subject.graph)
+    missing = any(not bench.kept.has(number) for number in range(len(plans)))
+    with steps("measuring widths", len(plans), show=show and missing) as step:
         for number, plan in enumerate(plans):
             bench.add(number, plan)
             step("")

@@ -87,7 +87,8 @@ def _budget(summary: Summary) -> Table:
         limit, gap = own.get("asked", own.get("bound", 0.0)), own.get("gap")
         told = "" if gap is None else f"{gap:.2%} below the best possible, at most"
         share = f"{achieved / original:.2%}" if original else ""
-        table.add_row(Text(name), *(_number(v) for v in (original, limit, achieved)), share, told)
+        label, unit = ("latency, ms", 1e3) if name == "latency" else (name, 1.0)
+        table.add_row(Text(label), *(_number(v * unit) for v in (original, limit, achieved)), share, told)
     return table
 
 

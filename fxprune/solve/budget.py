@@ -47,10 +47,10 @@ class Budget:
         params: elements of all parameters.
         macs: multiply-adds of one call on the example inputs, all samples together.
         activation_bytes: bytes of all that one call on the example inputs writes.
-        latency: seconds of one call, by ``table``.
+        latency: seconds of one call on the example inputs. ``slim`` holds them against the clock.
         bounds: glob -> {"params": ..., "macs": ..., "activation_bytes": ...}.
         floors: glob -> share of channels that stays, in [0, 1].
-        table: measured costs of layers over widths; what ``latency`` is predicted from.
+        table: measured costs of layers over widths; what ``latency`` is predicted from. Measured on this machine where it is left out.
 
     Raises:
         BudgetError: an amount that makes no sense, or no amount at all.

@@ -44,7 +44,7 @@ BESIDE = {
 ENTRIES = ("train/averaged.py", "train/recipe/", "train/__main__.py")
 # What stands beside the entry points, and composes the pipeline to measure what comes out of it.
 ENTRANCES = frozenset(
-    "demo __init__ reporting cli api pipeline failsafe eliminate layouts io sparse reconstruct __main__ compare sensitivity latency".split()
+    "demo __init__ reporting cli api pipeline failsafe eliminate layouts io sparse reconstruct __main__ compare sensitivity latency timed".split()
 )
 COMPOSING = ("compare", "sensitivity", "latency")
 LONGEST = 400

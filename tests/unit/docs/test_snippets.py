@@ -29,8 +29,9 @@ LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)(?:#[^)]*)?\)|<img[^>]*src=\"([^\"]+)\
 
 
 @pytest.fixture(autouse=True)
-def _as_it_was() -> Iterator[None]:
-    """A page may add operators to the tables and seed the generator; the next test sees nothing of it."""
+def _as_it_was(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """A page may add operators to the tables, seed the generator and measure latencies; the next test sees nothing of it."""
+    monkeypatch.setenv("FXPRUNE_CACHE", str(tmp_path / "cache"))
     rules, masked = dict(TABLE), dict(RULES)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 import fxprune
 from fxprune import Budget, BudgetError
+from fxprune.graph.cost import Cost
 from fxprune.solve import optimise as solver
 from fxprune.solve.budget import amount
 from fxprune.solve.cost_table import CostEntry, MeasuredCosts
+from fxprune.solve.limits import limits
 from fxprune.solve.measured import meet_latency
 from tests.property.test_cost import counted
 from tests.unit.api.nets import seeded
@@ -218,7 +220,7 @@ def test_latency_without_a_table_or_with_that_of_another_model() -> None:
     model, inputs = network()
     graph = fxprune.analyze(model, inputs)
     with pytest.raises(BudgetError, match="needs measurements"):
-        fxprune.plan(graph, budget=Budget(latency="1ms"))
+        limits(graph, Cost(graph), Budget(latency="1ms"))
     other = MeasuredCosts(0.0, (CostEntry("x", (("one.0.weight", 0),), ((8, 20),), np.array([1.0, 2.0])),))
     with pytest.raises(BudgetError, match="does not belong to this model"):
         fxprune.plan(graph, budget=Budget(latency=0.5, table=other))

@@ -14,6 +14,7 @@ from fxprune.cli.compare import bench, diff
 from fxprune.cli.export import export
 from fxprune.cli.inspect import inspect
 from fxprune.cli.sensitivity import sensitivity
+from fxprune.cli.slim import Command as SlimCommand
 from fxprune.cli.slim import made as slim_command
 
 EPILOG = (
@@ -49,6 +50,8 @@ def about(
 
       fxprune slim torchvision:resnet18 --ratio 0.5 -o slim.safetensors --report slim.html
 
+      fxprune slim torchvision:resnet18 --macs 0.5 -o slim.safetensors
+
       fxprune bench torchvision:resnet18 slim.safetensors
 
       fxprune export torchvision:resnet18 slim.safetensors -o slim.onnx
@@ -56,7 +59,7 @@ def about(
 
 
 app.command("inspect")(inspect)
-app.command("slim")(slim_command())
+app.command("slim", cls=SlimCommand)(slim_command())
 app.command("train")(train.made())
 app.command("sensitivity")(sensitivity)
 app.command("bench")(bench)

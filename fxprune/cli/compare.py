@@ -30,6 +30,9 @@ def bench(
     rounds: Annotated[int, typer.Option(min=3, help="At most that many rounds.")] = 50,
     seconds: Annotated[float, typer.Option(min=0.1, help="No round begins after that time, for each batch.")] = 10.0,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. [default: torch's]")] = None,
+    deploy: Annotated[
+        bool, typer.Option("--deploy", help="Measure both as fxprune.deploy gives them: norms folded, the fastest layout.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Measure the latency of a model and of its slim version, in turns, on this machine.
@@ -39,9 +42,12 @@ def bench(
     Examples:
       fxprune bench torchvision:resnet50 slim.safetensors --batch 1 --batch 16
 
+      fxprune bench torchvision:resnet50 slim.safetensors --deploy
+
       fxprune bench zoo:resnet56 slim.safetensors -w resnet56.pth --threads 1 --json
     """
     import fxprune
+    from fxprune.inference.deploy import deployment_of
     from fxprune.reporting.latency import measure, runnable
     from fxprune.reporting.story import example_of
 
@@ -59,14 +65,28 @@ def bench(
     sizes: list[int | None] = [*batch] if batch else [None]
     for size in sizes:
         call = runnable(inputs, size)
+        pair, forms = {"original": original, "slim": small}, {}
+        if deploy:
+            with busy("deploying"):
+                pair = {name: fxprune.deploy(module, call) for name, module in pair.items()}
+            forms = {"forms": {name: deployment_of(module).chosen for name, module in pair.items()}}
         with counted(f"batch {size or 'as slimmed'}", rounds) as step:
-            found = measure({"original": original, "slim": small}, call, rounds=rounds, seconds=seconds, on_round=_each(step))
-        measured.append({"batch": _leading(call), **{entry.name: asdict(entry) for entry in found}})
+            found = measure(pair, call, rounds=rounds, seconds=seconds, on_round=_each(step))
+        measured.append({"batch": _leading(call), **{entry.name: asdict(entry) for entry in found}, **forms})
     data = {"threads": torch.get_num_threads(), "torch": torch.__version__, "measured": measured}
 
     def table() -> Table:
         shown = Table(title=f"latency, {data['threads']} thread(s), medians of interleaved rounds", title_justify="left")
-        for name in ("batch", "original, ms", "slim, ms", "faster", "from - to", "CPU time", "rounds"):
+        for name in (
+            "batch",
+            "original, ms",
+            "slim, ms",
+            "faster",
+            "from - to",
+            "CPU time",
+            "rounds",
+            *(["forms"] if deploy else []),
+        ):
             shown.add_column(name, justify="right")
         for row in measured:
             first, second = row["original"], row["slim"]
@@ -78,6 +98,7 @@ def bench(
                 f"{second['low']:.2f} - {second['high']:.2f}",
                 f"{second['cpu_speedup']:.2f} x",
                 str(second["rounds"]),
+                *([", ".join(row["forms"].values())] if deploy else []),
             )
         return shown
 

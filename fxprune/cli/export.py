@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 from rich.text import Text
+from torch import nn
 
 from fxprune.cli import models
 from fxprune.cli.options import Arguments, Json, Model, Shapes, SlimFile
@@ -25,12 +26,17 @@ def export(
     ],
     arg: Arguments = None,
     input_: Shapes = None,
+    deploy: Annotated[
+        bool, typer.Option("--deploy", help="Fold batch norms, scales and constants first, as fxprune.deploy does.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Export a slim model, run what was written, and compare it with the model. The number of samples stays open.
 
     Examples:
       fxprune export torchvision:resnet50 slim.safetensors -o slim.onnx
+
+      fxprune export torchvision:resnet50 slim.safetensors -o slim.onnx --deploy
 
       fxprune export zoo:resnet56 slim.safetensors -o slim.pt2
     """
@@ -46,13 +52,17 @@ def export(
         original = models.build(model, arg or ())
     example = models.example(input_ or (), original)
     with busy(f"loading {slim}"):
-        small = fxprune.load(original, slim, example).eval()
+        small: nn.Module = fxprune.load(original, slim, example).eval()
     inputs = example_of(small, example)
     if inputs is None:
         raise FxpruneError("the example inputs that this model was slimmed with could not be saved. Give --input.")
     leading = max(2, max((int(x.shape[0]) for x in inputs.args if hasattr(x, "shape") and x.dim()), default=2))
+    call = runnable(inputs, leading)
+    if deploy:
+        with busy("folding"):
+            small = fxprune.deploy(small, call, seconds=0)
     with busy(f"exporting {output}"):
-        done = write(small, output, runnable(inputs, leading))
+        done = write(small, output, call)
 
     def told() -> Text:
         batch = "any number of samples" if done.dynamic else f"{leading} samples, no other number"

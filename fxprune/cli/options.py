@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -43,6 +44,44 @@ Shapes = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 Report = Annotated[Path | None, typer.Option("--report", metavar="FILE.html", help="Also write the report: one HTML file.")]
+
+
+def _score(name: str) -> str:
+    """A score that can be named on a command line.
+
+    Raises:
+        BadParameter: there is none of that name; those that look at data need Python.
+    """
+    from fxprune.errors import BudgetError
+    from fxprune.score import NAMED
+    from fxprune.score.scores import named
+
+    known = ("auto", *sorted(NAMED))
+    first = name.partition(":")[0]
+    if first not in known:
+        near = difflib.get_close_matches(first, known, 1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise typer.BadParameter(
+            f"{name!r} is none of {', '.join(known)}.{hint} Scores that look at data need Python (docs/scores.md)."
+        )
+    if name != "auto":
+        try:
+            named(name)
+        except BudgetError as error:
+            raise typer.BadParameter(str(error)) from error
+    return name
+
+
+RankedBy = Annotated[
+    str,
+    typer.Option(
+        "--score",
+        callback=_score,
+        metavar="NAME[:BY]",
+        help="What ranks channels: auto, gamma, gamma_sum, gamma_max, gamma_norm, magnitude, l1, l2, fpgm, lamp, random; "
+        "with :mean, :max, :l2, :size or :standard behind it, relative to its layer, such as l1:mean.",
+    ),
+]
 
 
 def with_parameters(function: Callable[..., Any], parameters: Sequence[inspect.Parameter]) -> Callable[..., Any]:

@@ -15,17 +15,21 @@ import typer
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
+from typer.core import TyperCommand
 
 from fxprune.cli import models
-from fxprune.cli.options import Arguments, Json, Model, Report, Shapes, Weights, option, with_parameters
+from fxprune.cli.options import Arguments, Json, Model, RankedBy, Report, Shapes, Weights, option, with_parameters
 from fxprune.cli.talk import answer, aside, busy, command
 
-Score = Literal["auto", "gamma", "gamma_sum", "gamma_max", "magnitude", "random"]
+Layout = Literal["coupled", "selection", "auto"]
+Scope = Literal["global", "uniform", "isomorphic"]
+Absorb = Literal["yes", "exact", "no"]
+ABSORB: dict[str, bool | str] = {"yes": True, "exact": "exact", "no": False}
 BOUNDS = {
-    "params": "Parameters that remain: a share (0.5) or a number (2000000).",
-    "macs": "Multiply-adds that remain: a share (0.5) or a number.",
-    "activation_bytes": "Bytes of activations that remain: a share or a number.",
-    "latency": "Latency that remains: a share (0.5) or a time (12ms), measured on this machine.",
+    "params": "Upper bound on the parameters that remain: a share (0.5, 50%) or a number (2M).",
+    "macs": "Upper bound on the multiply-adds that remain, all samples of the example together: a share (0.5, 50%) or a number (1.8G).",
+    "activation_bytes": "Upper bound on the bytes of activations that remain: a share (0.5, 50%) or a number (10MB, 10MiB).",
+    "latency": "Upper bound on the latency that remains: a share (0.5) or a time (12ms), measured on this machine.",
 }
 
 
@@ -43,7 +47,26 @@ def slim(
         Path | None,
         typer.Option("--from", metavar="SLIM", exists=True, help="Slim this slim model of MODEL further (another round)."),
     ] = None,
-    score: Annotated[Score, typer.Option(help="What ranks channels.")] = "auto",
+    score: RankedBy = "auto",
+    layout: Annotated[
+        Layout,
+        typer.Option(
+            help="'selection': every batch norm drops its own channels, behind a select. 'auto': the faster one, timed."
+        ),
+    ] = "coupled",
+    scope: Annotated[
+        Scope,
+        typer.Option(
+            help="What is ranked against what: everything, or within groups, or classes of groups, that lose equal shares."
+        ),
+    ] = "global",
+    absorb: Annotated[
+        Absorb,
+        typer.Option(
+            help="Fold the constants of removed channels into their readers; 'exact': into border maps as well; 'no' drops them."
+        ),
+    ] = "yes",
+    no_absorb: Annotated[bool, typer.Option("--no-absorb", help="The same as --absorb no.")] = False,
     floor: Annotated[float, typer.Option(help="Share of each group that stays; 0 allows emptied layers.")] = 0.1,
     round_to: Annotated[
         int | None,
@@ -75,6 +98,12 @@ def slim(
 
       fxprune slim my_project.nets:build --ratio 0.3 --round-to 8 --json
 
+      fxprune slim torchvision:resnet50 --macs 50% --params 10M --score l1:mean -o slim.safetensors
+
+      fxprune slim zoo:resnet164 -w resnet164.pth --ratio 0.6 --layout selection -o slim.safetensors
+
+      fxprune slim zoo:vgg16_bn -w vgg.pth --ratio 0.7 --absorb exact -o slim.safetensors
+
       fxprune slim torchvision:resnet50 --from slim.safetensors --ratio 0.2 -o slimmer.safetensors
     """
     import fxprune
@@ -100,6 +129,9 @@ def slim(
             ratio,
             example,
             score=score,
+            layout=layout,
+            scope=scope,
+            absorb=False if no_absorb else ABSORB[absorb],
             floor=floor,
             round_to=round_to,
             keep=tuple(keep or ()),
@@ -141,14 +173,22 @@ def _facts(made: Any) -> dict[str, Any]:
     from fxprune.reporting.story import story
 
     told = story(made, latency=False)
+    plan, absorption = fxprune.plan_of(made), fxprune.absorption_of(made)
     evidence = None if told.evidence is None else {**asdict(told.evidence), "text": str(told.evidence)}
     return {
         "model": told.model,
         "capture": told.capture,
         "asked": told.asked,
         "achieved": told.achieved,
-        "figures": {name: dict(own) for name, own in fxprune.plan_of(made).figures.items()},
         "score": told.score,
+        "layout": told.layout,
+        "budget": {name: dict(own) for name, own in plan.figures.items()},
+        "absorption": {
+            "mode": absorption.mode,
+            "exact": absorption.exact,
+            "difference": absorption.difference,
+            "text": str(absorption),
+        },
         "inputs": told.inputs,
         "before": {c.name.lower(): c.before for c in told.costs},
         "after": {c.name.lower(): c.after for c in told.costs},
@@ -160,7 +200,7 @@ def _facts(made: Any) -> dict[str, Any]:
 
 
 def _table(data: dict[str, Any]) -> Group:
-    asked = "for a budget" if data["figures"] else f"asked: {data['asked']:.1%}"
+    asked = "for a budget" if data["budget"] else f"asked: {data['asked']:.1%}"
     head = Text(f"{data['model']}: {data['achieved']:.1%} of the channels removed ({asked})")
     table = Table()
     for name in ("", "before", "after", "left"):
@@ -173,7 +213,8 @@ def _table(data: dict[str, Any]) -> Group:
             label, f"{before:,.0f}" if known else "?", f"{after:,.0f}", f"{after / before:.1%}" if known and before else ""
         )
     lines = [
-        f"ranked by {data['score']}; {data['seconds']:.1f} s; MACs are those of a call with inputs {data['inputs']}",
+        f"ranked by {data['score']}, layout {data['layout']}; {data['seconds']:.1f} s; MACs are those of a call with inputs {data['inputs']}",
+        data["absorption"]["text"],
         data["evidence"]["text"] if data["evidence"] else "not verified",
         *(f"note: {note}" for note in data["notes"]),
         *(f"no rule: {name} at {', '.join(nodes[:4])}" for name, nodes in data["operators_without_rule"].items()),
@@ -207,3 +248,14 @@ def made() -> Callable[..., None]:
         p for p in inspect.signature(slim, eval_str=True).parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD
     ]
     return command(with_parameters(slim_, [*parameters, *own]))
+
+
+class Command(TyperCommand):
+    """The command as typer makes it, but ``--absorb`` alone is ``--absorb yes``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Say what was left out, and parse."""
+        said: list[str] = []
+        for arg, following in zip(args, [*args[1:], ""], strict=True):
+            said += [arg, "yes"] if arg == "--absorb" and following not in ABSORB else [arg]
+        return super().parse_args(ctx, said)

@@ -81,14 +81,14 @@ def channel_prune(
             starts with the input (labels may follow), or a dict of keyword arguments.
         ratio: share of the output channels of every layer that goes, in [0, 1). One of ``ratio``, ``ratios``, ``plan`` is needed.
         ratios: the same for the layers it names (globs): ``{"layer1.0.conv1": 0.5}``.
-        budget: not available in this version without a ``plan`` that keeps it, whose widths are then used.
+        budget: only beside a ``plan`` that was made for it, whose widths are then used: ``plan=fxprune.plan(graph, budget=...)``.
         plan: its widths, with channels chosen anew.
         select: who chooses: "lasso"; "random"; the name of a score of ``fxprune.plan`` ("magnitude", "gamma", ...), or a callable
             ``(ChannelGroup) -> tensor (channels,)``.
         refit: refit the weights of the layers that lose inputs, by least squares.
         example_inputs: what analysis and verification run on; two samples of the first batch if left out.
         keep: names (globs) of modules or parameters whose channels must stay.
-        layout: "coupled" in this version.
+        layout: "coupled", the only one; plans of the selection layout are refused.
         images: how many images of the loader are used.
         positions: output positions per image and layer.
         slack: where no penalty leaves just as many channels as asked, up to this share more may stay.
@@ -154,12 +154,12 @@ def _check(
 ) -> None:
     if budget is not None and plan is None:
         raise BudgetError(
-            "budget= is not available in this version: make a plan that keeps the budget and give it as plan=; its widths are used.",
+            "budget= alone says no widths: make a plan for it, fxprune.plan(graph, budget=...), and give that as plan=; its widths are used.",
             got=budget,
         )
     if layout != "coupled":
         raise BudgetError(
-            f"layout must be 'coupled' in this version, got {layout!r}: what reads a residual stream cannot yet select a part of it.",
+            f"layout must be 'coupled', got {layout!r}: reconstruction chooses channels of whole streams, not what each reader selects.",
             expected="coupled",
             got=layout,
         )
@@ -172,6 +172,12 @@ def _check(
         )
     if plan is not None and not isinstance(plan, Plan):
         raise BudgetError(f"plan must be a fxprune.Plan, got {type(plan).__name__}.", got=type(plan).__name__)
+    if plan is not None and plan.layout != "coupled":
+        raise BudgetError(
+            f"this plan has layout={plan.layout!r}; reconstruction takes widths of coupled plans. Make it with layout='coupled'.",
+            expected="coupled",
+            got=plan.layout,
+        )
     numbers: dict[str, Any] = {"slack": slack, "ridge": ridge}
     for name, value in numbers.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):

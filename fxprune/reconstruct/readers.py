@@ -94,7 +94,7 @@ class Reader:
 def refusal(module: nn.Module) -> str:
     """Why a module cannot be refitted; "" if it can (clause 1)."""
     if isinstance(module, _ConvTransposeNd):
-        return "transposed convolutions are not refitted in this version"
+        return "transposed convolutions are not refitted"
     if not isinstance(module, (_ConvNd, nn.Linear)):
         return f"{type(module).__name__} is no convolution or linear layer"
     if not type(module).__module__.startswith("torch.nn.modules."):

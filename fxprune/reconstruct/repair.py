@@ -69,7 +69,7 @@ def repair(
         A GraphModule with the slim network's structure, plan, names and mode; ``reconstruct.report_of`` tells the errors before and after.
 
     Raises:
-        PlanMismatchError: ``slim`` carries no plan, or one of another model.
+        PlanMismatchError: ``slim`` carries no plan, one of another model, or one of the selection layout.
         CaptureError: one of the two is no traced program.
         InputError: a loader that is empty, cannot be gone through twice, or does not fit; networks on different devices.
         NothingToPruneError: no layer that could be refitted lost inputs.
@@ -81,6 +81,12 @@ def repair(
         )
     if not isinstance(slim, fx.GraphModule):
         raise CaptureError("an eager slim module has no program that could be run layer by layer.", got=type(slim).__name__)
+    if record.plan.layout != "coupled":
+        raise PlanMismatchError(
+            f"this network was slimmed with layout={record.plan.layout!r}; repair takes networks of the coupled layout.",
+            expected="coupled",
+            got=record.plan.layout,
+        )
     calibration = Calibration(loader, images, positions, seed)
     example = first(loader) if example_inputs is None else example_inputs
     subject = study(model, example, (), entered_by(slim))

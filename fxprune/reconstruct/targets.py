@@ -32,8 +32,8 @@ from fxprune.sparse.neurons import apart, write_atoms
 LOUD = 1e3
 SAME = 1e-12
 STREAM = (
-    "it is a sum of several layers (a residual stream), of which every reader would keep its own part: that needs the selection layout, which is "
-    "not in this version. Named in ratios=, it loses the same channels for all its readers"
+    "it is a sum of several layers (a residual stream), of which every reader would keep its own part: that would take "
+    "the selection layout, and reconstruction works in the coupled one. Named in ratios=, it loses the same channels for all its readers"
 )
 MIXED = "something other than convolutions and linear layers hears its channels (a norm over channels, a softmax, a product)"
 

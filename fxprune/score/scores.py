@@ -127,7 +127,12 @@ def named(name: str) -> Score:
     """
     first, colon, by = name.partition(":")
     if first not in NAMED:
-        raise BudgetError(f"score must be 'auto', one of {sorted(NAMED)} or a callable, got {name!r}.", got=name)
+        raise BudgetError(
+            f"score must be 'auto', one of {sorted(NAMED)} or a callable, got {name!r}. Scores that look at data are callables: "
+            "fxprune.score.taylor(loader, loss).",
+            expected=tuple(sorted(NAMED)),
+            got=name,
+        )
     if not colon:
         return NAMED[first]
     from fxprune.score.normalise import normalised

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxprune
-from fxprune import reconstruct
+from fxprune import reconstruct, zoo
 from tests.unit.reconstruct.nets import Chain, Residual, conv, outputs, pictures, ready
 
 
@@ -170,3 +170,16 @@ def test_ratio_zero_removes_nothing() -> None:
 def test_a_module_without_a_report() -> None:
     with pytest.raises(fxprune.PlanMismatchError, match="no report"):
         reconstruct.report_of(ready(Chain()))
+
+
+def test_plans_and_networks_of_the_selection_layout_are_refused() -> None:
+    torch.manual_seed(0)
+    model, images = zoo.preresnet(20).eval(), [torch.randn(2, 3, 32, 32)]
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.0)
+    plan = fxprune.plan(fxprune.analyze(model, images[0]), 0.1, layout="selection")
+    with pytest.raises(fxprune.BudgetError, match="layout='selection'"):
+        reconstruct.channel_prune(model, images, plan=plan)
+    with pytest.raises(fxprune.PlanMismatchError, match="layout='selection'"):
+        reconstruct.repair(model, fxprune.apply(model, plan, images[0], verify=False), images)

@@ -2,12 +2,17 @@
 
     python benchmarks/budgets.py                                   # all networks, all budgets: about five minutes on one core
     python benchmarks/budgets.py --networks resnet50 --json out.json
+    python benchmarks/budgets.py --latency                         # latency budgets: some minutes per network for its table
 
 Each network (random weights, scale factors uniform in [0.1, 2], one example image) is planned for each budget and slimmed. *Achieved* is
 counted on the slim model, by its parameters and by ``torch.utils.flop_counter`` while it runs on meta tensors, and has to be what the plan
 foresaw, to the last unit; bytes of activations are the plan's. *Kept* is the share of the score that stays, *at most* what no plan for this
 budget can exceed, *uniform* what the best plan with equal shares everywhere keeps. Seconds are CPU time of ``plan`` with one thread, without
 capture and analysis.
+
+With ``--latency`` networks are slimmed for latency budgets, of the deployed form. *Achieved* is then what the clock said of the slim model
+beside the original, *predicted* what the table did; *MACs keep* is what the best plan for a MAC budget keeps that the table gives the same time.
+Seconds are those of ``slim``, verification left out, timing included, the table (*table*) not.
 """
 
 from __future__ import annotations
@@ -18,6 +23,7 @@ import json
 import time
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +35,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import fxprune
 from fxprune import Budget, BudgetError, zoo
+from fxprune.latency import LatencyTable, measure
 
 NETWORKS = ("resnet50", "densenet121", "mobilenet_v2", "efficientnet_b0", "vgg16_bn", "vit_b_16", "resnet164")
 MORE = ("densenet201", "mobilenet_v3_large")
@@ -40,6 +47,9 @@ BUDGETS: tuple[dict[str, Any], ...] = (
     {"activation_bytes": 0.5},
     {"macs": 0.5, "params": 0.4, "activation_bytes": 0.8},
 )
+
+LATENCIES: tuple[dict[str, Any], ...] = ({"latency": 0.5}, {"latency": 0.3}, {"latency": 0.5, "params": 0.3})
+STEPS = 8  # of the bisection for a MAC budget of equal latency
 
 
 def network(name: str) -> tuple[nn.Module, Tensor]:
@@ -92,6 +102,83 @@ def row(name: str, model: nn.Module, image: Tensor, graph: fxprune.ChannelGraph,
     }
 
 
+def timed_row(
+    name: str, model: nn.Module, image: Tensor, graph: fxprune.ChannelGraph, costs: LatencyTable, amounts: dict[str, Any]
+) -> dict[str, Any]:
+    """One latency budget, met by the clock; and what others keep in the same time."""
+    budget = Budget(**amounts, table=costs)
+    start = time.process_time()
+    try:
+        slim = fxprune.slim(model, None, image, budget=budget, verify=False)
+    except BudgetError as error:
+        return {"network": name, "budget": amounts, "refused": str(error), "least": error.got}
+    seconds = time.process_time() - start
+    plan = fxprune.plan_of(slim)
+    found, score = plan.figures["latency"], plan.figures["kept score"]
+    try:
+        equal = replace(budget, latency=f"{found['predicted']!r}s")
+        even = fxprune.plan(graph, budget=equal, scope="uniform").figures["kept score"]
+        uniform = even["achieved"] / even["original"]
+    except BudgetError:
+        uniform = float("nan")
+    return {
+        "network": name,
+        "budget": amounts,
+        "achieved": {kind: own["achieved"] / own["original"] for kind, own in plan.figures.items() if kind != "kept score"},
+        "predicted": found["predicted"] / found["measured"],
+        "milliseconds": {kind: 1e3 * found[kind] for kind in ("original", "asked", "predicted", "measured")},
+        "rounds": found["rounds"],
+        "kept": score["achieved"] / score["original"],
+        "bound": score["bound"] / score["original"],
+        "gap": score["gap"],
+        "uniform": uniform,
+        "macs": by_macs(graph, costs, found["predicted"], {k: v for k, v in amounts.items() if k != "latency"}),
+        "seconds": seconds,
+    }
+
+
+def by_macs(graph: fxprune.ChannelGraph, costs: LatencyTable, allowed: float, others: dict[str, Any]) -> float:
+    """The share of the score that the largest MAC budget keeps whose plan takes at most that long by the table; NaN: none does.
+
+    ``others``: bounds that hold as well.
+    """
+    low, high, kept = 0.0, 1.0, float("nan")
+    for _ in range(STEPS):
+        share = (low + high) / 2
+        try:
+            plan = fxprune.plan(graph, budget=Budget(macs=share, **others), round_to=costs.alignment)
+        except BudgetError:
+            low = share
+            continue
+        if costs.seconds(plan) <= allowed:
+            own = plan.figures["kept score"]
+            low, kept = share, own["achieved"] / own["original"]
+        else:
+            high = share
+    return kept
+
+
+def timed_table(rows: Sequence[dict[str, Any]]) -> str:
+    """Latency budgets as Markdown."""
+    lines = [
+        "| network | asked | achieved | ms | predicted / measured | rounds | kept | gap | uniform keeps | MACs keep | seconds |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for own in rows:
+        asked = ", ".join(f"{kind} {share:.0%}" for kind, share in own["budget"].items())
+        if "refused" in own:
+            lines.append(f"| {own['network']} | {asked} | refused: {own['refused'].split('. ')[0]} |" + " |" * 8)
+            continue
+        achieved = ", ".join(f"{own['achieved'][kind]:.1%}" for kind in own["budget"])
+        spans = own["milliseconds"]
+        numbers = f"{own['kept']:.1%} | {own['gap']:.2%} | {own['uniform']:.1%} | {own['macs']:.1%} | {own['seconds']:.1f}"
+        lines.append(
+            f"| {own['network']} | {asked} | {achieved} | {spans['original']:.2f} -> {spans['measured']:.2f} | {own['predicted']:.3f} | "
+            f"{own['rounds']:.0f} | {numbers} |"
+        )
+    return "\n".join(lines)
+
+
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """The measurements as Markdown."""
     lines = [
@@ -113,18 +200,29 @@ def main() -> None:
     """Run what the command line says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="*", default=[*NETWORKS, *MORE])
+    parser.add_argument("--latency", action="store_true", help="latency budgets instead")
     parser.add_argument("--json", type=Path, help="write the measurements to this file")
     options = parser.parse_args()
     warnings.simplefilter("ignore", fxprune.FxpruneWarning)
     torch.set_num_threads(1)
+    show = timed_table if options.latency else table
     rows = []
     for name in options.networks:
         model, image = network(name)
         graph = fxprune.analyze(model, image)
-        for amounts in BUDGETS:
-            rows.append(row(name, model, image, graph, amounts))
-            print(table(rows[-1:]).splitlines()[-1], flush=True)
-    print(f"\n{line()}\n\n{table(rows)}")
+        if options.latency:
+            start = time.process_time()
+            costs = measure(model, image)
+            print(
+                f"{name}: a table in {time.process_time() - start:.1f} s, {costs.form}, alignment {costs.alignment}", flush=True
+            )
+        for amounts in LATENCIES if options.latency else BUDGETS:
+            if options.latency:
+                rows.append(timed_row(name, model, image, graph, costs, amounts))
+            else:
+                rows.append(row(name, model, image, graph, amounts))
+            print(show(rows[-1:]).splitlines()[-1], flush=True)
+    print(f"\n{line()}\n\n{show(rows)}")
     if options.json:
         options.json.write_text(json.dumps({"machine": facts(), "rows": rows}, indent=2), encoding="utf-8")
 

@@ -44,7 +44,7 @@ from fxprune.weights import gammas
 if TYPE_CHECKING:
     from fxprune.latency.table import LatencyTable
 
-SECONDS = 1.0  # to time a slim model and the original in, per round
+SECONDS, CALLS = 1.0, 100  # at most, of each of a slim model and the original, per round
 Found = TypeVar("Found")
 
 
@@ -213,7 +213,7 @@ class _Timer:
     def __call__(self, module: nn.Module) -> Reading:
         calls = [self.original, self._call(module.eval())]
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            original, seconds = (typical(own) for own in interleaved(calls, self.device, 2 * SECONDS))
+            original, seconds = (typical(own) for own in interleaved(calls, self.device, 2 * SECONDS, CALLS))
         return Reading(seconds, original)
 
     def _call(self, module: nn.Module) -> Callable[[], object]:

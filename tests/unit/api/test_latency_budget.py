@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor, fx, nn
 
 import fxprune
 from fxprune import Budget, BudgetError
+from fxprune.cli import main
 from fxprune.latency import measure
 from fxprune.solve.cost_table import CostEntry, MeasuredCosts
 from fxprune.solve.measured import Reading, meet_latency
@@ -256,6 +258,20 @@ def test_a_noisy_clock_does_not_keep_the_search_from_ending() -> None:
     found = meet_latency(budget, lambda b: fxprune.plan(graph, budget=b), lambda plan: plan, noisy)
     assert found.seconds <= found.bound
     assert len(made) == len({plan.to_json() for plan in made}) <= 6
+
+
+def test_the_command_line(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    shape = "x".join(map(str, X.shape))
+    with pytest.raises(SystemExit) as ended:
+        main(["slim", "tests.unit.latency.test_latency:wide", "--latency", "0.6", "--params", "0.8", "-i", shape, "--json"])
+    assert ended.value.code == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["figures"]["latency"]["measured"] <= data["figures"]["latency"]["asked"]
+    assert data["figures"]["params"]["achieved"] == data["after"]["parameters"]
+    with pytest.raises(SystemExit) as ended:
+        main(["slim", "tests.unit.latency.test_latency:wide", "--latency", "1us", "-i", shape])
+    assert ended.value.code == 1
+    assert "the fastest model took" in capsys.readouterr().err
 
 
 def test_on_the_machine_at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,7 +44,7 @@ class Plan:
     Attributes:
         kept: surviving atoms per tensor name and dimension (module docstring, clauses 2 and 3).
         sizes: number of atoms per tensor name and dimension in the original model; same keys as ``kept``.
-        asked: the share of channels that was asked to go, in [0, 1).
+        asked: the share of channels that was asked to go, in [0, 1); 0 for a budget, whose bounds are in ``figures``.
         achieved: the share of channels that goes, counted the same way.
         score: name of the score that ranked the channels.
         layout: "coupled" or "selection".

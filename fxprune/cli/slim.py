@@ -180,9 +180,9 @@ def _facts(made: Any) -> dict[str, Any]:
         "capture": told.capture,
         "asked": told.asked,
         "achieved": told.achieved,
+        "figures": {name: dict(own) for name, own in plan.figures.items()},
         "score": told.score,
         "layout": told.layout,
-        "budget": {name: dict(own) for name, own in plan.figures.items()},
         "absorption": {
             "mode": absorption.mode,
             "exact": absorption.exact,
@@ -200,7 +200,7 @@ def _facts(made: Any) -> dict[str, Any]:
 
 
 def _table(data: dict[str, Any]) -> Group:
-    asked = "for a budget" if data["budget"] else f"asked: {data['asked']:.1%}"
+    asked = "for a budget" if data["figures"] else f"asked: {data['asked']:.1%}"
     head = Text(f"{data['model']}: {data['achieved']:.1%} of the channels removed ({asked})")
     table = Table()
     for name in ("", "before", "after", "left"):

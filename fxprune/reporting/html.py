@@ -127,8 +127,9 @@ def _title(told: Story) -> str:
 
 def _subtitle(told: Story) -> str:
     rounds = f" in {told.rounds} rounds (the last is told here)" if told.rounds > 1 else ""
+    wanted = "Made for a budget" if told.figures else f"Asked for {told.asked:.1%}"
     asked = (
-        f"Asked for {told.asked:.1%}, achieved {told.achieved:.1%}{rounds}, ranked by {told.score}, layout {told.layout}. "
+        f"{wanted}, {told.achieved:.1%} of the channels went{rounds}, ranked by {told.score}, layout {told.layout}. "
         if told.slim
         else ""
     )

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -64,7 +64,8 @@ class Story:
     Attributes:
         model: class name of the original.
         slim: there is an after.
-        asked: the ratio that was asked for.
+        asked: the ratio that was asked for; 0 for a budget.
+        figures: what a budget asked for and what is left (``Plan.figures``).
         achieved: the ratio that was achieved, counted the same way.
         score: what ranked the channels.
         layout: of the plan.
@@ -100,6 +101,7 @@ class Story:
     evidence: Evidence | None
     without_rule: tuple[tuple[str, tuple[str, ...]], ...]
     inputs: str
+    figures: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 def story(
@@ -149,6 +151,7 @@ def story(
         evidence=record.evidence if record is not None else None,
         without_rule=first.operators_without_rule,
         inputs=_shapes(inputs),
+        figures=plan.figures,
     )
 
 

@@ -117,7 +117,7 @@ def test_layouts(run: Any) -> None:
 @pytest.mark.parametrize("scope", ["global", "uniform", "isomorphic"])
 def test_budgets_and_scopes(run: Any, scope: str) -> None:
     found = _data(run, *SLIM, "--macs", "50%", "--params", "30k", "--activation-bytes", "1MB", "--scope", scope)
-    own = found["budget"]
+    own = found["figures"]
     assert own["params"]["asked"] == 30_000
     assert all(figures["achieved"] <= figures["asked"] for figures in own.values() if "asked" in figures)
     assert found["after"]["parameters"] == own["params"]["achieved"] <= 30_000

@@ -247,3 +247,12 @@ def test_figures_for_papers(residual: tuple[nn.Module, nn.Module], tmp_path: Pat
         figures.scores(told, "nothing")
     with pytest.raises(fxprune.FxpruneError, match="not slim"):
         figures.costs(fxprune.story(residual[0], latency=False))
+
+
+def test_a_report_of_a_budget(tmp_path: Path) -> None:
+    slim = fxprune.slim(seeded(Residual()), None, image(), budget=fxprune.Budget(params=0.6))
+    told = fxprune.story(slim, latency=False)
+    assert told.figures == fxprune.plan_of(slim).figures
+    text = fxprune.report(slim, tmp_path / "report.html", latency=False).read_text()
+    assert "Made for a budget" in text
+    assert "Asked for 0.0%" not in text

@@ -135,7 +135,7 @@ def test_costs_of_random_plans(case: Case, seed: int) -> None:
     graph = fxprune.analyze(model, inputs)
     plan = random_plan(graph, seed)
     try:
-        slim = fxprune.apply(model, plan, inputs, verify=False)
+        slim = fxprune.apply(model, plan, inputs, absorb=False, verify=False)
     except fxprune.RewriteError:
         return  # what arrives in an order that no weights can mend
     assert foreseen(graph, removed_channels(graph, plan)) == counted(slim, inputs, model)
@@ -148,7 +148,7 @@ def test_the_whole_model(case: Case) -> None:
     graph = fxprune.analyze(model, inputs)
     nothing = np.zeros(graph.closed.count, np.bool_)
     empty = to_plan(graph, Solution(nothing, 0.0, 0.0), "none")
-    same = fxprune.apply(model, empty, inputs, verify=False)
+    same = fxprune.apply(model, empty, inputs, absorb=False, verify=False)
     assert foreseen(graph, nothing) == counted(same, inputs, model)
 
 
@@ -156,7 +156,7 @@ def test_a_wrong_count_would_be_seen() -> None:
     model, inputs = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3)), (torch.randn(1, 3, 8, 8),)
     graph = fxprune.analyze(model, inputs)
     plan = fxprune.plan(graph, 0.5)
-    slim = fxprune.apply(model, plan, inputs)
+    slim = fxprune.apply(model, plan, inputs, absorb=False)
     removed = removed_channels(graph, plan)
     removed[np.flatnonzero(removed)[0]] = False
     with pytest.raises(AssertionError):

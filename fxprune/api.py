@@ -191,7 +191,7 @@ def apply(
         )
     subject = study(model, example_inputs, layout=plan.layout)
     subject, final, module = emit_settled(subject, lambda _: plan, pin=False)
-    final, absorption = _finish(what)(subject, final, module)
+    final, absorption = _finish(what, adding=not plan.figures)(subject, final, module)
     evidence = None
     if verify:
         evidence = verified(subject, module, final, absorption)

@@ -24,14 +24,25 @@ def clone(module: nn.Module, tensor: TensorMap) -> nn.Module:
     return _clone(module, "", tensor, {}, {})
 
 
+def cloned(module: nn.Module, tensor: TensorMap) -> tuple[nn.Module, list[tuple[str, nn.Module]]]:
+    """A structural clone, and what ``walk`` says of it."""
+    modules: dict[int, tuple[str, nn.Module]] = {}
+    return _clone(module, "", tensor, modules, {}), list(modules.values())
+
+
 def _clone(
-    module: nn.Module, prefix: str, tensor: TensorMap, modules: dict[int, nn.Module], tensors: dict[int, Tensor]
+    module: nn.Module,
+    prefix: str,
+    tensor: TensorMap,
+    modules: dict[int, tuple[str, nn.Module]],
+    tensors: dict[int, Tensor],
 ) -> nn.Module:
+    """``modules``: by the original's identity, in the order of ``walk``: the clone and its name."""
     found = modules.get(id(module))
     if found is not None:
-        return found
+        return found[1]
     new: nn.Module = object.__new__(type(module))
-    modules[id(module)] = new
+    modules[id(module)] = (prefix[:-1], new)
     state = module.__dict__.copy()
     for key, value in state.items():
         kind = type(value)

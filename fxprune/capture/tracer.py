@@ -232,9 +232,10 @@ def trace(model: nn.Module, make: Callable[[nn.Module], ChannelTracer] | None = 
             graph.output(value[0], getattr(value[1], "type", None))
         return Captured(root, _renamed(graph, model.graph), type(model).__name__, "fx graph of the given GraphModule")
     legalize(root)
-    before = stores(root)
+    modules = walk(root)
+    before = stores(modules)
     tracer = ChannelTracer() if make is None else make(root)
-    classes = _flagged(root, tracer)
+    classes = _flagged(modules, tracer)
     try:
         absent = absent_arguments(model, inputs)
         graph = tracer.trace(root, absent or None)
@@ -293,10 +294,10 @@ def _flagged_class(original: type[nn.Module]) -> type[nn.Module]:
     return found
 
 
-def _flagged(root: nn.Module, tracer: ChannelTracer) -> list[tuple[nn.Module, type[nn.Module]]]:
+def _flagged(modules: list[tuple[str, nn.Module]], tracer: ChannelTracer) -> list[tuple[nn.Module, type[nn.Module]]]:
     """Make ``training`` of every module that is traced into a recorded read (clause 3); returns what to undo."""
     changed = []
-    for path, module in walk(root):
+    for path, module in modules:
         if path and tracer.is_leaf_module(module, path):
             continue
         original = type(module)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxprune.capture.arguments import arguments
-from fxprune.capture.clone import clone, module_at, named_tensors, to_meta, walk
+from fxprune.capture.clone import cloned, module_at, named_tensors, to_meta, walk
 from fxprune.capture.inputs import Inputs
 from fxprune.capture.objects import held
 from fxprune.capture.tracer import Captured
@@ -66,11 +66,11 @@ def interpret(captured: Captured, inputs: Inputs, cutter: Before | None = None) 
     """
     recorder = Recorder()
     tracker = Tracker(recorder, find) if cutter is None else cutter.tracker(recorder)
-    root = evaluation_clone(captured.root, to_meta)
+    root, modules = evaluation_cloned(captured.root, to_meta)
     roots = {}
     convolutions, real = convolution_weights(captured.modules), captured.tensors
     used = used_tensors(captured.graph, root)
-    for name, tensor in named_tensors(walk(root)).items():
+    for name, tensor in named_tensors(modules).items():
         if id(tensor) not in used:
             continue
         if tensor.is_floating_point() or tensor.dtype == torch.bool:
@@ -91,10 +91,16 @@ def interpret(captured: Captured, inputs: Inputs, cutter: Before | None = None) 
 
 
 def evaluation_clone(root: nn.Module, tensor: Callable[[str, Tensor], Tensor]) -> nn.Module:
-    new = clone(root, tensor)
-    for _, module in walk(new):
+    """A structural clone in evaluation mode."""
+    return evaluation_cloned(root, tensor)[0]
+
+
+def evaluation_cloned(root: nn.Module, tensor: Callable[[str, Tensor], Tensor]) -> tuple[nn.Module, list[tuple[str, nn.Module]]]:
+    """The same, and its modules by their first names."""
+    new, modules = cloned(root, tensor)
+    for _, module in modules:
         module.__dict__["training"] = False
-    return new
+    return new, modules
 
 
 def used_tensors(graph: fx.Graph, root: nn.Module) -> set[int]:

@@ -68,7 +68,8 @@ def emit_eager(
         RewriteError: a call differs, and no channel that could stay is behind it.
     """
     alive = ~removed[graph.closed.component]
-    order = {a: listed(a, np.flatnonzero(alive[a.start : a.start + a.size]), kept) for a in graph.axes}
+    rows = {a: (kept or {}).get(a.name, {}).get(a.dim) for a in graph.axes}
+    order = {a: listed(np.flatnonzero(alive[a.start : a.start + a.size]), rows[a]) for a in graph.axes}
     by_name: dict[str, list[Axis]] = {}
     for axis in graph.axes:
         by_name.setdefault(axis.name, []).append(axis)

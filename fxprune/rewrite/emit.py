@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ from fxprune.errors import RewriteError
 from fxprune.graph.channels import ChannelGraph
 from fxprune.plan import Kept
 from fxprune.provenance.factor import Ids, Mask, Value
-from fxprune.provenance.interpret import attribute, evaluate, evaluation_clone
+from fxprune.provenance.interpret import attribute, evaluate, evaluation_cloned
 from fxprune.provenance.ledger import SINGLE, Axis
 from fxprune.provenance.rules import find
 from fxprune.provenance.tracker import Tracker
@@ -69,13 +69,15 @@ def emit(
     """
     component = graph.closed.component
     alive = ~removed[component]
-    order, same = {}, dict[bytes, Ids]()  # axes that keep the same positions share one array
+    order, same = {}, dict[Any, Ids]()  # axes that keep the same positions in the same order share one array
     for axis in graph.axes:
         live = alive[axis.start : axis.start + axis.size]
-        key = live.tobytes()
+        rows = (kept or {}).get(axis.name, {}).get(axis.dim)
+        key = (live.tobytes(), id(rows))
         if key not in same:
-            same[key] = np.flatnonzero(live)
-        order[axis] = listed(axis, same[key], kept)
+            ascending = same.setdefault(key[0], np.flatnonzero(live))
+            same[key] = listed(ascending, rows)
+        order[axis] = same[key]
     by_name: dict[str, list[Axis]] = {}
     for axis in graph.axes:
         by_name.setdefault(axis.name, []).append(axis)
@@ -84,7 +86,7 @@ def emit(
     for _ in range(PASSES):
         arrival = Arrival(component, alive, graph.program.recorder.created, order, blocks, graph.program.recorder.unproduced)
         try:
-            new, root = _run(graph, alive, arrival, by_name, inputs)
+            new, modules = _run(graph, alive, arrival, by_name, inputs)
         except OrderConflictError:
             if not arrival.reordered:
                 raise
@@ -96,13 +98,12 @@ def emit(
     else:
         raise RewriteError(f"the order of channels did not settle in {PASSES} passes.")
     if weights:
-        fill(graph, root, by_name, order, silent or {})
-    return Emitted(assemble(graph, root, new), order, reordered)
+        fill(graph, modules, by_name, order, silent or {})
+    return Emitted(assemble(graph, modules, new), order, reordered)
 
 
-def listed(axis: Axis, ascending: Ids, kept: Kept | None) -> Ids:
-    """The survivors of an axis in the order of a plan."""
-    rows = (kept or {}).get(axis.name, {}).get(axis.dim)
+def listed(ascending: Ids, rows: Sequence[int] | None) -> Ids:
+    """The survivors of an axis in the order of a plan's rows."""
     if rows is None or len(rows) != len(ascending):
         return ascending
     listed = np.array(rows, np.int64)
@@ -112,7 +113,7 @@ def listed(axis: Axis, ascending: Ids, kept: Kept | None) -> Ids:
 
 def _run(
     graph: ChannelGraph, alive: Mask, arrival: Arrival, by_name: dict[str, list[Axis]], inputs: Inputs
-) -> tuple[fx.Graph, nn.Module]:
+) -> tuple[fx.Graph, list[tuple[str, nn.Module]]]:
     captured = graph.program.captured
     originals = captured.tensors
 
@@ -121,8 +122,7 @@ def _run(
         shape = slim_shape(old.shape, by_name.get(name, ()), arrival.order) if known else tuple(old.shape)
         return torch.empty(shape, dtype=old.dtype, device="meta")
 
-    root = evaluation_clone(captured.root, shrink)
-    modules = walk(root)
+    root, modules = evaluation_cloned(captured.root, shrink)
     distinct = {id(rows): rows for rows in arrival.order.values()}
     calm = not graph.closed.cells and all(bool((np.diff(rows) > 0).all()) for rows in distinct.values())
     later = {f"{n}." if n else "" for n, m in modules if calm and foreseen.plain(m)}
@@ -140,7 +140,7 @@ def _run(
         groups = living(captured.modules, by_name, arrival.order)
         for (name, module), (_, original) in zip(modules, captured.modules, strict=True):
             attributes.from_weights(module, original, groups.get(name, 0))
-    return _nodes(state, inputs.on_meta()), root
+    return _nodes(state, inputs.on_meta()), modules
 
 
 def _nodes(state: Pass, inputs: Inputs) -> fx.Graph:

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -19,8 +19,10 @@ from fxprune.provenance.ledger import Axis
 from fxprune.rewrite.module import SlimModule
 from fxprune.rewrite.slicing import LARGEST_CHUNK, SMALLEST_CHUNK, Indices, flush, like, silence, take
 
+Modules = Sequence[tuple[str, nn.Module]]  # those of the slim program, in the order of the original's
 
-def fill(graph: ChannelGraph, root: nn.Module, by_name: dict[str, list[Axis]], order: Mapping[Axis, Ids], silent: Kept) -> None:
+
+def fill(graph: ChannelGraph, modules: Modules, by_name: dict[str, list[Axis]], order: Mapping[Axis, Ids], silent: Kept) -> None:
     """Clause 1: real tensors in the place of the meta ones."""
     captured = graph.program.captured
     names = {id(tensor): name for name, tensor in captured.tensors.items()}
@@ -42,7 +44,7 @@ def fill(graph: ChannelGraph, root: nn.Module, by_name: dict[str, list[Axis]], o
             found = copies[id(old)] = like(old, new)
         return found
 
-    for (_, target), (_, source) in zip(walk(root), captured.modules, strict=True):
+    for (_, target), (_, source) in zip(modules, captured.modules, strict=True):
         stores: list[tuple[dict[str, Any], dict[str, Any]]] = [
             (target._parameters, source._parameters),
             (target._buffers, source._buffers),
@@ -57,12 +59,13 @@ def fill(graph: ChannelGraph, root: nn.Module, by_name: dict[str, list[Axis]], o
         target.__dict__.pop("_fxprune_fitted", None)
 
 
-def assemble(graph: ChannelGraph, root: nn.Module, new: fx.Graph) -> fx.GraphModule:
+def assemble(graph: ChannelGraph, modules: Modules, new: fx.Graph) -> fx.GraphModule:
+    """Clause 2."""
     captured = graph.program.captured
-    for (_, target), (_, source) in zip(walk(root), captured.modules, strict=True):
+    for (_, target), (_, source) in zip(modules, captured.modules, strict=True):
         target.__dict__["training"] = source.training
-    slim = SlimModule(root, new, captured.name)
-    _alias(slim, captured.root)
+    slim = SlimModule(modules[0][1], new, captured.name)
+    _alias(slim, captured.root, captured.modules)
     originals = dict(captured.modules)
     for name, module in walk(slim):
         own = originals.get(name)
@@ -73,9 +76,8 @@ def assemble(graph: ChannelGraph, root: nn.Module, new: fx.Graph) -> fx.GraphMod
     return slim
 
 
-def _alias(slim: fx.GraphModule, root: nn.Module) -> None:
+def _alias(slim: fx.GraphModule, root: nn.Module, known: Modules) -> None:
     """A module that the original also knows by another name keeps that name, and its state-dict keys."""
-    known = walk(root)
     if sum(child is not None for _, module in known for child in module._modules.values()) == len(known) - 1:
         return
     first = {id(module): name for name, module in known}

@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,37 +35,35 @@ class Scored:
     values: tuple[Tensor, ...]
 
 
-def _gammas(group: ChannelGroup) -> list[tuple[Member, Tensor]]:
-    return [(m, group.tensors[m.name].detach().abs().to("cpu", torch.float64)) for m in group.members if m.name in group.gammas]
+def _gammas(group: ChannelGroup) -> tuple[Tensor, Tensor]:
+    """|gamma| of the class, batch norm after batch norm, and the channel each belongs to."""
+    members = [m for m in group.members if m.name in group.gammas]
+    if not members:
+        return torch.zeros(0, dtype=torch.float64), torch.zeros(0, dtype=torch.long)
+    picked = [
+        group.tensors[m.name].detach()[torch.from_numpy(m.atom).to(group.tensors[m.name].device)].to("cpu", torch.float64)
+        for m in members
+    ]
+    return torch.cat(picked).abs(), torch.from_numpy(np.concatenate([m.channel for m in members]))
 
 
 def gamma(group: ChannelGroup) -> Tensor:
     """Clause 1: mean |gamma| over the class; shape (channels,)."""
-    return gamma_sum(group) / _gamma_counts(group).clamp(min=1)
+    values, channels = _gammas(group)
+    counts = torch.bincount(channels, minlength=len(group))
+    return torch.zeros(len(group), dtype=torch.float64).index_add_(0, channels, values) / counts.clamp(min=1)
 
 
 def gamma_sum(group: ChannelGroup) -> Tensor:
     """Sum of |gamma| over the class; shape (channels,)."""
-    total = torch.zeros(len(group), dtype=torch.float64)
-    for member, values in _gammas(group):
-        total.index_add_(0, torch.from_numpy(member.channel), values[torch.from_numpy(member.atom)])
-    return total
+    values, channels = _gammas(group)
+    return torch.zeros(len(group), dtype=torch.float64).index_add_(0, channels, values)
 
 
 def gamma_max(group: ChannelGroup) -> Tensor:
     """Largest |gamma| of the class; shape (channels,)."""
-    top = torch.zeros(len(group), dtype=torch.float64)
-    for member, values in _gammas(group):
-        top.scatter_reduce_(0, torch.from_numpy(member.channel), values[torch.from_numpy(member.atom)], "amax")
-    return top
-
-
-def _gamma_counts(group: ChannelGroup) -> Tensor:
-    count = torch.zeros(len(group), dtype=torch.float64)
-    for member in group.members:
-        if member.name in group.gammas:
-            count.index_add_(0, torch.from_numpy(member.channel), torch.ones(len(member.channel), dtype=torch.float64))
-    return count
+    values, channels = _gammas(group)
+    return torch.zeros(len(group), dtype=torch.float64).scatter_reduce_(0, channels, values, "amax")
 
 
 def magnitude(group: ChannelGroup) -> Tensor:

@@ -68,6 +68,9 @@ def removed_channels(graph: ChannelGraph, plan: Plan) -> Mask:
     gone = np.zeros(graph.closed.count, np.bool_)
     here = np.zeros(graph.closed.count, np.bool_)
     same: dict[int, Ids] = {}
+    live = np.zeros(sum(axis.size for axis in graph.axes), np.bool_)
+    atoms = np.concatenate([np.zeros(0, np.int64), *(np.arange(a.start, a.start + a.size) for a in graph.axes)])
+    places = dict(zip(axes, np.cumsum([0, *(axis.size for axis in graph.axes)]).tolist(), strict=False))
     for name, dims in plan.kept.items():
         for dim, rows in dims.items():
             axis = axes.pop((name, dim), None)
@@ -83,13 +86,13 @@ def removed_channels(graph: ChannelGraph, plan: Plan) -> Mask:
             index = same.get(id(rows))
             if index is None:
                 index = same[id(rows)] = np.array(rows, np.int64)
-            own = component[axis.start : axis.start + axis.size]
-            live = np.zeros(axis.size, np.bool_)
-            live[index] = True
-            gone[own[~live]] = True
-            here[own[live]] = True
+            first = places[name, dim]
+            live[first : first + axis.size][index] = True
     for axis in axes.values():  # what the plan does not name stays
-        here[component[axis.start : axis.start + axis.size]] = True
+        first = places[axis.name, axis.dim]
+        live[first : first + axis.size] = True
+    gone[component[atoms[~live]]] = True
+    here[component[atoms[live]]] = True
     for block in graph.program.recorder.blocks:  # the owner of a block lives as long as something of the block
         dead = gone[component[block.rows]].all(axis=1) & (block.owner > 0)
         gone[component[block.owner[dead]]] = True

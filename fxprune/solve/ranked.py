@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fxprune.graph.channels import ChannelGraph
-from fxprune.provenance.factor import Mask
+from fxprune.provenance.factor import Ids, Mask
 from fxprune.ranking import ALL, DIGITS, Histogram, Ranking
 from fxprune.score.scores import Scored
 
@@ -23,19 +23,26 @@ def ranking(graph: ChannelGraph, scored: Scored, removed: Mask) -> Ranking:
     gone = [removed[group.channels] for group in graph.groups]
     if not values:
         return ()
-    everything = _histogram(ALL, np.concatenate(values), np.concatenate(gone), BINS_OF_ALL)
-    groups = zip(graph.groups, values, gone, strict=True)
-    return (everything, *(_histogram(group.name, own, lost, BINS_OF_GROUP) for group, own, lost in groups))
+    flat, lost = np.concatenate(values), np.concatenate(gone)
+    lengths = np.array([len(own) for own in values])
+    everything = _histograms([ALL], flat, lost, lengths.sum(keepdims=True), BINS_OF_ALL)
+    return (*everything, *_histograms([group.name for group in graph.groups], flat, lost, lengths, BINS_OF_GROUP))
 
 
-def _histogram(name: str, values: Numbers, gone: Mask, bins: int) -> Histogram:
-    low, high = float(values.min()), float(values.max())
+def _histograms(names: list[str], values: Numbers, gone: Mask, lengths: Ids, bins: int) -> list[Histogram]:
+    """One histogram per run of ``lengths`` values."""
+    starts = np.concatenate([[0], lengths.cumsum()])[:-1]
+    low, high = np.minimum.reduceat(values, starts), np.maximum.reduceat(values, starts)
+    cut = np.maximum.reduceat(np.where(gone, values, -math.inf), starts)
     width = (high - low) / bins
-    place = np.minimum(((values - low) / width).astype(np.int64), bins - 1) if width > 0 else np.zeros(len(values), np.int64)
-    counts = (np.bincount(place[mask], minlength=bins) for mask in (~gone, gone))
-    kept, removed = (tuple(count.tolist()) for count in counts)
-    cut = float(values[gone].max()) if gone.any() else math.nan
-    return Histogram(name, _short(low), _short(high), _short(cut), kept, removed)
+    run = np.repeat(np.arange(len(names)), lengths)
+    place = np.minimum(((values - low[run]) / np.where(width > 0, width, math.inf)[run]).astype(np.int64), bins - 1)
+    counts = np.bincount(2 * (run * bins + place) + gone, minlength=2 * bins * len(names)).reshape(-1, bins, 2)
+    told = zip(names, low.tolist(), high.tolist(), cut.tolist(), counts[..., 0].tolist(), counts[..., 1].tolist(), strict=True)
+    return [
+        Histogram(name, _short(least), _short(most), _short(last if last >= least else math.nan), tuple(kept), tuple(removed))
+        for name, least, most, last, kept, removed in told
+    ]
 
 
 def _short(value: float) -> float:

@@ -138,15 +138,15 @@ def nothing(graph: ChannelGraph) -> str:
 
 def channel_weights(graph: ChannelGraph) -> Ids:
     """How many channels a component counts for (clause 4)."""
-    weight = np.zeros(graph.closed.count, np.int64)
-    producers = np.zeros(graph.closed.count, np.int64)
+    empty = np.zeros(0, np.int64)
+    scaled, produced = [empty], [empty]
     for group in graph.groups:
         for member in group.members:
-            own = group.channels[member.channel]
             if member.name in group.gammas:
-                np.add.at(weight, own, 1)
+                scaled.append(group.channels[member.channel])
             elif not member.reads and graph.tensors[member.name].dim() > 1:
-                np.add.at(producers, own, 1)
+                produced.append(group.channels[member.channel])
+    weight, producers = (np.bincount(np.concatenate(own), minlength=graph.closed.count) for own in (scaled, produced))
     return np.where(weight > 0, weight, np.maximum(producers, 1))
 
 
@@ -306,11 +306,7 @@ def _steps(graph: ChannelGraph, value: Numbers, round_to: int) -> tuple[list[Uni
     for chain, cells in enumerate(graph.closed.cells):
         for cell in cells.cells:
             in_step[cell] = True
-        steps = []
-        for unit in _ranked(cells, value):
-            if not np.isfinite(value[unit]).all():
-                break
-            steps.append(unit)
+        steps = _going(cells, value)
         units += [Unit(u, chain) for u in _bundled(steps, cells.steps, sum(len(c) for c in cells.cells) // cells.steps, round_to)]
     return units, in_step
 
@@ -320,12 +316,16 @@ def ranked_steps(cells: Cells, value: Numbers, alive: Mask) -> tuple[Ids, ...]:
     there = Cells(tuple(cell for cell in cells.cells if alive[cell].all()), cells.steps)
     if not there.cells:
         return ()
-    steps = []
-    for unit in _ranked(there, value):
-        if not np.isfinite(value[unit]).all():
-            break
-        steps.append(unit)
-    return tuple(steps)
+    return tuple(_going(there, value))
+
+
+def _going(cells: Cells, value: Numbers) -> list[Ids]:
+    """The steps before the first one with an infinite value."""
+    steps = _ranked(cells, value)
+    if not steps:
+        return []
+    finite = np.isfinite(value[np.stack(steps)]).all(axis=1)
+    return steps if finite.all() else steps[: int(finite.argmin())]
 
 
 def _ranked(cells: Cells, value: Numbers) -> list[Ids]:

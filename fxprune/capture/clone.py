@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import lru_cache
 from types import MethodType
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 TensorMap = Callable[[str, Tensor], Tensor]
 CONTAINERS = frozenset({dict, list, set, OrderedDict})
-PLAIN = frozenset({bool, int, float, str, tuple, type(None)})
+STORES = ("_parameters", "_buffers", "_modules")
 
 
 def clone(module: nn.Module, tensor: TensorMap) -> nn.Module:
@@ -44,17 +45,16 @@ def _clone(
     new: nn.Module = object.__new__(type(module))
     modules[id(module)] = (prefix[:-1], new)
     state = module.__dict__.copy()
-    for key, value in state.items():
-        kind = type(value)
-        if kind in PLAIN:
-            continue
-        if kind in CONTAINERS:
-            state[key] = value.copy() if value else kind()
-        elif isinstance(value, Tensor):
+    contained, others = _special(tuple(state), tuple(map(type, state.values())))
+    for key in contained:
+        state[key] = state[key].copy()
+    for key in others:
+        value = state[key]
+        if isinstance(value, Tensor):
             state[key] = _tensor(value, prefix + key, tensor, tensors)
-        elif kind is MethodType and value.__self__ is module:
+        elif type(value) is MethodType and value.__self__ is module:
             state[key] = MethodType(value.__func__, new)
-    for store in ("_parameters", "_buffers"):
+    for store in STORES[:2]:
         state[store] = {key: _tensor(value, prefix + key, tensor, tensors) for key, value in module.__dict__[store].items()}
     state["_modules"] = {
         key: None if child is None else _clone(child, f"{prefix}{key}.", tensor, modules, tensors)
@@ -64,6 +64,14 @@ def _clone(
     if "_flat_weights_names" in state:  # recurrent modules keep a second list of their parameters
         new.__dict__["_flat_weights"] = [getattr(new, name) for name in state["_flat_weights_names"]]
     return new
+
+
+@lru_cache(maxsize=4096)
+def _special(keys: tuple[str, ...], kinds: tuple[type, ...]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The attributes of builtin containers, and those of types that clause 1 must look at: the same for most modules of a class."""
+    named = [(key, kind) for key, kind in zip(keys, kinds, strict=True) if key not in STORES]
+    contained = tuple(key for key, kind in named if kind in CONTAINERS)
+    return contained, tuple(key for key, kind in named if kind is MethodType or issubclass(kind, Tensor))
 
 
 def _tensor(value: Tensor | None, name: str, tensor: TensorMap, tensors: dict[int, Tensor]) -> Tensor | None:

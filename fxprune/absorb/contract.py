@@ -71,10 +71,15 @@ def _closed(reader: Reader, rows: Tensor, known: Tensor) -> Tensor:
         return known[channel] | zero
     of_rows = weight if reader.out == 0 else weight.transpose(0, 1)
     open_ = (~known).nonzero().flatten()
-    closed = torch.ones(len(rows), dtype=torch.bool)
-    left = torch.arange(len(rows))
+    if not len(open_):
+        return torch.ones(len(rows), dtype=torch.bool)
+    first = of_rows.select(1, int(open_[0]))  # settles most rows
+    closed = (first.reshape(len(first), -1) == 0).all(1).cpu()[rows]
+    left = closed.nonzero().flatten()
+    if not len(left):
+        return closed
     for start, step in _ranges(len(open_), chunk(weight) // max(1, len(rows) * weight[0, 0].numel())):
-        columns = open_[start : start + step]  # most rows are settled by their first input
+        columns = open_[start : start + step]
         part = of_rows.index_select(1, columns.to(weight.device)).index_select(0, rows[left].to(weight.device))
         closed[left] = (part.flatten(1) == 0).all(1).cpu()
         left = left[closed[left]]
@@ -84,7 +89,5 @@ def _closed(reader: Reader, rows: Tensor, known: Tensor) -> Tensor:
 
 
 def _ranges(count: int, step: int) -> Iterator[tuple[int, int]]:
-    """The first one, then the others in pieces of ``step``."""
-    if count:
-        yield 0, 1
+    """All but the first one, in pieces of ``step``."""
     yield from ((start, max(1, step)) for start in range(1, count, max(1, step)))

@@ -108,8 +108,8 @@ def _of_module(module: nn.Module) -> Operation:
         name = "batch_norm"
     if not name and isinstance(module, nn.modules.instancenorm._InstanceNorm):
         name = "instance_norm"
-    settings = {key: getattr(module, key) for key in SETTINGS if hasattr(module, key)}
-    return Operation(name, module, bool(getattr(module, "inplace", False)), settings)
+    settings = {key: vars(module)[key] for key in SETTINGS if key in vars(module)}
+    return Operation(name, module, bool(vars(module).get("inplace", False)), settings)
 
 
 def _nothing(*_: Any, **__: Any) -> Any:

@@ -21,7 +21,7 @@ from torch import Tensor, fx, nn
 from fxprune.absorb.border import bordered
 from fxprune.absorb.operators import operation
 from fxprune.absorb.readers import Reader
-from fxprune.capture.clone import walk
+from fxprune.capture.clone import module_at, walk
 from fxprune.capture.tracer import Captured
 from fxprune.errors import PlanMismatchError
 from fxprune.folds import Addition
@@ -50,9 +50,10 @@ class Places:
         self.uses = Counter[int]()
         for node in captured.graph.nodes:
             if node.op == "call_module":
-                called = captured.root.get_submodule(str(node.target))
+                called = module_at(captured.root, str(node.target))
                 self.calls[id(called)] += 1
-                self.uses.update(id(t) for _, m in walk(called) for t in (*m._parameters.values(), *m._buffers.values()))
+                for _, m in walk(called) if called._modules else [("", called)]:
+                    self.uses.update(map(id, (*m._parameters.values(), *m._buffers.values())))
             elif node.op == "get_attr":
                 self.uses[id(attribute(captured.root, str(node.target)))] += len(node.users)
         self.taken = set(captured.tensors)
@@ -101,7 +102,7 @@ class Places:
         user = next(iter(reader.node.users))
         if user.op not in ("call_module", "call_function") or not user.args or user.args[0] is not reader.node:
             return ""
-        module = self.captured.root.get_submodule(str(user.target)) if user.op == "call_module" else None
+        module = module_at(self.captured.root, str(user.target)) if user.op == "call_module" else None
         if operation(user, module).name != "batch_norm":
             return ""
         mean = module.running_mean if module is not None else _given(user, self.captured.root)

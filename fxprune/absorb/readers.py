@@ -197,19 +197,23 @@ def products(
 
     def both(part: Tensor) -> tuple[Tensor, Tensor]:
         """``part``: (rows, atoms, *window)."""
-        flat = part.flatten(2) if part.dim() > 2 else part.unsqueeze(2)
+        wide = part.to("cpu", torch.float64)
+        flat = wide.flatten(2) if wide.dim() > 2 else wide.unsqueeze(2)
         total = (constants @ flat).reshape(len(part), *window)
         if squares is None:
             return total, variance[:0]
-        summed = flat.abs().sum(2) if magnitude else flat.sum(2)
-        return total, summed.square() @ spread
+        # an estimate, in the weight's own precision
+        own = (part if part.dtype == torch.float32 else wide).cpu()
+        own = own.abs() if magnitude else own
+        summed = own.flatten(2).sum(2) if own.dim() > 2 else own
+        return total, summed.square() @ spread.to(summed.dtype)
 
     if reader.blocks == 1:
         of_rows = weight if reader.out == 0 else weight.transpose(0, 1)
         step = max(1, chunk(weight) // max(1, weight.shape[reader.dim] * weight[0, 0].numel()))
         for start in range(0, len(rows), step):
             part = of_rows.index_select(0, rows[start : start + step].to(weight.device)).index_select(1, index.to(weight.device))
-            total, more = both(part.to("cpu", torch.float64))
+            total, more = both(part)
             result[start : start + step] = total
             if squares is not None:
                 variance[start : start + step] = more

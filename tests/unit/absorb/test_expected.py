@@ -21,6 +21,8 @@ FORMS: dict[str, tuple[dict[str, float], Callable[[Tensor], Tensor]]] = {
     "hardtanh": ({"min_val": -0.5, "max_val": 2.0}, lambda x: F.hardtanh(x, -0.5, 2.0)),
     "leaky_relu": ({"negative_slope": 0.2}, lambda x: F.leaky_relu(x, 0.2)),
     "gelu": ({}, F.gelu),
+    "hardswish": ({}, F.hardswish),
+    "hardsigmoid": ({}, F.hardsigmoid),
 }
 
 

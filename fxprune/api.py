@@ -31,7 +31,7 @@ from fxprune.solve.budget import Budget
 from fxprune.solve.budgeted import check_asked, solve_budget, solve_share
 from fxprune.solve.plans import to_plan
 from fxprune.solve.ranked import ranking
-from fxprune.solve.ratio import Solution, solve_ratio
+from fxprune.solve.ratio import Solution, check_ratio, solve_ratio
 from fxprune.solve.scopes import check_scope
 from fxprune.solve.selection import ranked, select_channels
 from fxprune.timed import Once, lacks_table, meeting, rounded, with_table
@@ -105,6 +105,7 @@ def plan(
         NothingToPruneError: no channel can go.
     """
     check_asked(ratio, budget)
+    ratio = None if ratio is None else check_ratio(ratio)
     check_scope(scope)
     if layout not in LAYOUTS:
         raise BudgetError(f"layout must be 'coupled', 'selection' or 'auto', got {layout!r}.", expected="coupled", got=layout)

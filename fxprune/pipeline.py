@@ -76,6 +76,12 @@ def study(
     """Clauses 1 and 2. ``weights=False``: the weights are not looked at; their numbers come from elsewhere. ``layout`` is a plan's."""
     if not isinstance(model, nn.Module):
         raise InputError(f"model must be a torch.nn.Module, got {type(model).__name__}.", got=type(model).__name__)
+    if type(model).__name__ == "OptimizedModule" and isinstance(getattr(model, "_orig_mod", None), nn.Module):
+        raise CaptureError(
+            "this model was compiled by torch.compile, which hides its Python code. Hand over the module that was compiled "
+            "(model._orig_mod), and compile the slim one.",
+            got="OptimizedModule",
+        )
     names: Any = keep
     if not isinstance(keep, str) and not (isinstance(names, Sequence) and all(isinstance(k, str) for k in keep)):
         raise KeepError(f"keep must be names (globs) of modules or parameters, got {keep!r}.", got=keep)

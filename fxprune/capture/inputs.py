@@ -59,6 +59,11 @@ def given(example: Any) -> Inputs:
             )
     if isinstance(example, Tensor):
         return Inputs((example,), {})
+    if isinstance(example, Sequence) and len(example) > 1 and all(type(part) is int for part in example):
+        raise InputError(
+            f"example_inputs={tuple(example)} are numbers, not tensors. Did you mean torch.randn{tuple(example)}?",
+            got=tuple(example),
+        )
     if isinstance(example, Mapping):
         return Inputs((), dict(example))
     if isinstance(example, Sequence) and not isinstance(example, (str, bytes)):

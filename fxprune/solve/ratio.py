@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -50,12 +51,13 @@ def check_ratio(ratio: float) -> float:
         BudgetError: anything else, with a guess at what was meant.
     """
     given: Any = ratio
-    if isinstance(given, bool) or not isinstance(given, (int, float)):
+    if isinstance(given, bool) or not isinstance(given, Real):
         raise BudgetError(f"ratio must be a number in [0, 1), got {ratio!r}.", expected="[0, 1)", got=ratio)
+    ratio = float(given)
     if math.isnan(ratio) or not 0 <= ratio < 1:
         hint = f" Did you mean {ratio / 100:.2f}?" if 1 < ratio < 100 else " It is the share of channels to REMOVE."
         raise BudgetError(f"ratio must be in [0, 1), got {ratio:g}.{hint}", expected="[0, 1)", got=ratio)
-    return float(ratio)
+    return ratio
 
 
 def check_options(floor: float, round_to: int) -> None:
@@ -65,7 +67,7 @@ def check_options(floor: float, round_to: int) -> None:
         BudgetError: anything else.
     """
     share: Any = floor
-    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
+    if isinstance(share, bool) or not isinstance(share, Real) or not 0 <= float(share) <= 1:
         raise BudgetError(
             f"floor must be in [0, 1] (the share of each group that stays), got {floor!r}.", expected="[0, 1]", got=floor
         )

@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -332,3 +334,21 @@ def test_a_copy_of_the_model_is_not_needed_for_a_second_try() -> None:
         with pytest.raises(BudgetError):
             fxprune.slim(model, bad, image())
     assert fxprune.plan_of(fxprune.slim(model, 0.4, image())) == expected
+
+
+def test_a_compiled_model_is_not_looked_into() -> None:
+    compiled = torch.compile(seeded(Chain()))
+    with pytest.raises(CaptureError, match=r"model\._orig_mod"):
+        fxprune.slim(compiled, 0.4, image())
+
+
+def test_a_shape_is_no_example() -> None:
+    with pytest.raises(InputError, match=r"Did you mean torch\.randn\(2, 3, 8, 8\)\?"):
+        fxprune.slim(seeded(Chain()), 0.4, (2, 3, 8, 8))
+
+
+@pytest.mark.parametrize("ratio", [np.float32(0.5), np.float64(0.5), Fraction(1, 2)])
+def test_a_ratio_is_any_real_number(ratio: Any) -> None:
+    assert fxprune.plan_of(fxprune.slim(seeded(Chain()), ratio, image())) == fxprune.plan_of(
+        fxprune.slim(seeded(Chain()), 0.5, image())
+    )

@@ -102,7 +102,7 @@ class Sensitivity:
         edges = np.arange(len(group) + 1) / len(group)
         share, cost = _convex(*self.cost(self.curve(group)))
         worth = np.diff(np.interp(edges, share, cost)) + TIE * max(cost[-1], TIE) * edges[1:]
-        result = torch.zeros(len(group), dtype=torch.float64)
+        result = torch.zeros(len(group), dtype=torch.float64, device="cpu")
         result[order] = torch.from_numpy(worth)
         return result
 

@@ -128,12 +128,12 @@ def slices(name: str, shape: Sequence[int], kept: Atoms, sizes: Mapping[int, int
             atoms = _inner(name, shape, dim, blocks, rows, taken)
             inner[dim] = atoms % shape[dim]
             left[dim] = atoms.shape[1]
-            mask = torch.isin(atoms, torch.tensor(sorted(dead), dtype=torch.int64))
+            mask = torch.isin(atoms, torch.tensor(sorted(dead), dtype=torch.int64, device="cpu"))
         else:
             left[dim] = len(rows)
             if dim and tuple(rows) != tuple(range(shape[dim])):
-                columns[dim] = torch.tensor(rows, dtype=torch.int64)
-            mask = torch.tensor([i for i, atom in enumerate(rows) if atom in dead], dtype=torch.int64)
+                columns[dim] = torch.tensor(rows, dtype=torch.int64, device="cpu")
+            mask = torch.tensor([i for i, atom in enumerate(rows) if atom in dead], dtype=torch.int64, device="cpu")
         if dead:
             zero[dim] = mask
     return Slices(tuple(left), taken, columns, inner, zero)
@@ -158,4 +158,4 @@ def _inner(name: str, shape: Sequence[int], dim: int, blocks: int, atoms: Sequen
             f"the plan does not fit {name!r} of shape {tuple(shape)}: the blocks of dimension {dim} would keep unequal numbers of channels.",
             node=name,
         )
-    return torch.tensor(rows, dtype=torch.int64).reshape(len(rows), -1)
+    return torch.tensor(rows, dtype=torch.int64, device="cpu").reshape(len(rows), -1)

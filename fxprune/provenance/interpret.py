@@ -285,7 +285,7 @@ def _known_key(key: Any, tracker: Tracker) -> Any:
     if isinstance(key, tuple):
         return tuple(_known_key(part, tracker) for part in key)
     if isinstance(key, list) and key and all(isinstance(i, (int, bool)) for i in key):
-        numbers = torch.tensor(key)
+        numbers = torch.tensor(key, device="cpu")
         index = torch.empty(numbers.shape, dtype=numbers.dtype, device="meta")
         tracker.set_constant(index, numbers)
         return index

@@ -152,7 +152,7 @@ def _in_runs(source: Tensor, index: Sequence[Tensor | None], result: Tensor, chu
     step = max(1, chunk // (8 * len(blocks)))
     for start in range(0, result.shape[0], step):
         stop = min(result.shape[0], start + step)
-        chosen = torch.arange(start, stop) if rows is None else rows[start:stop]
+        chosen = torch.arange(start, stop, device="cpu") if rows is None else rows[start:stop]
         places = (chosen[:, None] * (wide // run) + blocks).view(-1)
         torch.index_select(flat, 0, places, out=into[start * len(blocks) : stop * len(blocks)])
     return True

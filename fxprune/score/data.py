@@ -126,7 +126,7 @@ def _device(graph: ChannelGraph) -> torch.device:
 
 def _gated(graph: ChannelGraph, loader: Iterable[Any], loss: Loss, most: int | None, of: Callable[[Tensor], Tensor]) -> Tensor:
     watched, count = Watched(reads_of(graph)), graph.closed.count
-    total, samples = torch.zeros(count, dtype=torch.float64), 0
+    total, samples = torch.zeros(count, dtype=torch.float64, device="cpu"), 0
     for batch in batches(loader, _device(graph), most):
         gates = Gates(batch.samples)
         with torch.enable_grad():
@@ -139,7 +139,7 @@ def _gated(graph: ChannelGraph, loader: Iterable[Any], loss: Loss, most: int | N
 @torch.no_grad()
 def _statistic(graph: ChannelGraph, loader: Iterable[Any], most: int | None, of: Callable[[Tensor], Tensor]) -> Tensor:
     watched, count = Watched(reads_of(graph)), graph.closed.count
-    total, entries = torch.zeros(count, dtype=torch.float64), torch.zeros(count, dtype=torch.float64)
+    total, entries = torch.zeros(count, dtype=torch.float64, device="cpu"), torch.zeros(count, dtype=torch.float64, device="cpu")
 
     def look(tensor: Tensor, factors: tuple[Any, ...]) -> Tensor:
         for part in factors:
@@ -198,7 +198,7 @@ class _Weights:
 
 def _taylor(graph: ChannelGraph, loader: Iterable[Any], loss: Loss, most: int | None) -> Tensor:
     weights = _Weights(graph)
-    total, samples = torch.zeros(graph.closed.count, dtype=torch.float64), 0
+    total, samples = torch.zeros(graph.closed.count, dtype=torch.float64, device="cpu"), 0
     for batch in batches(loader, _device(graph), most):
         found = weights.gradients(batch, loss)
         effect = {name: weights.parameters[name].detach() * gradient for name, gradient in found.items()}
@@ -222,7 +222,7 @@ def _obd(graph: ChannelGraph, loader: Iterable[Any], loss: Loss, most: int | Non
 
 def _per_channel(graph: ChannelGraph, values: dict[str, Tensor], *, readers_only: bool) -> Tensor:
     """Sums of per-weight values over the atoms of every coupled channel; shape (components,)."""
-    total = torch.zeros(graph.closed.count, dtype=torch.float64)
+    total = torch.zeros(graph.closed.count, dtype=torch.float64, device="cpu")
     for group in graph.groups:
         channels = torch.from_numpy(group.channels)
         reading = [m for m in group.members if m.reads and m.name in values]

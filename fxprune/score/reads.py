@@ -200,7 +200,7 @@ class Gates:
     def rates(self, loss: Tensor, count: int) -> Tensor:
         """What clause 3 calls d, per sample and component, if ``loss`` is a mean over samples; shape (samples, components), float64 on the CPU."""
         gates = [gate for gate, _ in self.placed]
-        total = torch.zeros(self.samples, count, dtype=torch.float64)
+        total = torch.zeros(self.samples, count, dtype=torch.float64, device="cpu")
         if not gates or not loss.requires_grad:
             return total
         found = torch.autograd.grad(loss, gates, allow_unused=True)

@@ -39,7 +39,7 @@ def _gammas(group: ChannelGroup) -> tuple[Tensor, Tensor]:
     """|gamma| of the class, batch norm after batch norm, and the channel each belongs to."""
     members = [m for m in group.members if m.name in group.gammas]
     if not members:
-        return torch.zeros(0, dtype=torch.float64), torch.zeros(0, dtype=torch.long)
+        return torch.zeros(0, dtype=torch.float64, device="cpu"), torch.zeros(0, dtype=torch.long, device="cpu")
     picked = [
         group.tensors[m.name].detach()[torch.from_numpy(m.atom).to(group.tensors[m.name].device)].to("cpu", torch.float64)
         for m in members
@@ -51,19 +51,19 @@ def gamma(group: ChannelGroup) -> Tensor:
     """Clause 1: mean |gamma| over the class; shape (channels,)."""
     values, channels = _gammas(group)
     counts = torch.bincount(channels, minlength=len(group))
-    return torch.zeros(len(group), dtype=torch.float64).index_add_(0, channels, values) / counts.clamp(min=1)
+    return torch.zeros(len(group), dtype=torch.float64, device="cpu").index_add_(0, channels, values) / counts.clamp(min=1)
 
 
 def gamma_sum(group: ChannelGroup) -> Tensor:
     """Sum of |gamma| over the class; shape (channels,)."""
     values, channels = _gammas(group)
-    return torch.zeros(len(group), dtype=torch.float64).index_add_(0, channels, values)
+    return torch.zeros(len(group), dtype=torch.float64, device="cpu").index_add_(0, channels, values)
 
 
 def gamma_max(group: ChannelGroup) -> Tensor:
     """Largest |gamma| of the class; shape (channels,)."""
     values, channels = _gammas(group)
-    return torch.zeros(len(group), dtype=torch.float64).scatter_reduce_(0, channels, values, "amax")
+    return torch.zeros(len(group), dtype=torch.float64, device="cpu").scatter_reduce_(0, channels, values, "amax")
 
 
 def magnitude(group: ChannelGroup) -> Tensor:
@@ -74,7 +74,7 @@ def magnitude(group: ChannelGroup) -> Tensor:
 def relative(group: ChannelGroup, norms: Callable[[Member], Tensor]) -> Tensor:
     """Clause 2, from the L2 norms of each producer's atoms; shape (channels,)."""
     members = producers(group)
-    total = torch.zeros(len(group), dtype=torch.float64)
+    total = torch.zeros(len(group), dtype=torch.float64, device="cpu")
     for member in members:
         found = norms(member)
         total += group.per_channel(member, found / found.mean().clamp(min=1e-30))
@@ -105,7 +105,7 @@ def atom_norms(tensor: Tensor, member: Member) -> Tensor:
 def random(group: ChannelGroup) -> Tensor:
     """Clause 3: seeded by the group's name; shape (channels,)."""
     generator = torch.Generator().manual_seed(zlib.crc32(group.name.encode()))
-    return torch.rand(len(group), generator=generator, dtype=torch.float64)
+    return torch.rand(len(group), generator=generator, dtype=torch.float64, device="cpu")
 
 
 # weights.py adds its scores when the package is imported

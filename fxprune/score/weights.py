@@ -33,7 +33,7 @@ def atom_rows(tensor: Tensor, member: Member) -> Tensor:
 def _over_producers(group: ChannelGroup, of_atoms: Callable[[Member], Tensor]) -> Tensor:
     """Clause 1."""
     members = producers(group)
-    total = torch.zeros(len(group), dtype=torch.float64)
+    total = torch.zeros(len(group), dtype=torch.float64, device="cpu")
     for member in members:
         total += group.per_channel(member, of_atoms(member))
     return total / len(members)
@@ -58,9 +58,9 @@ def fpgm(group: ChannelGroup) -> Tensor:
 
     def distances(member: Member) -> Tensor:
         rows = atom_rows(group.tensors[member.name], member)
-        own = torch.zeros(len(rows), dtype=torch.bool)
+        own = torch.zeros(len(rows), dtype=torch.bool, device="cpu")
         own[torch.from_numpy(member.atom)] = True
-        result = torch.zeros(len(rows), dtype=torch.float64)
+        result = torch.zeros(len(rows), dtype=torch.float64, device="cpu")
         free = rows[own]
         parts = [torch.cdist(part, free, compute_mode="donot_use_mm_for_euclid_dist").sum(1) for part in free.split(ROWS_AT_ONCE)]
         result[own] = torch.cat(parts)
@@ -75,7 +75,7 @@ def lamp(group: ChannelGroup) -> Tensor:
     Lee et al. 2021, eq. 4, arXiv:2010.07611: score(u) = W[u]^2 / sum of W[v]^2 over v >= u, indices sorted by magnitude. They score single
     weights; here u is a coupled channel, W[u]^2 the squared L2 norm of its rows, and the layer is the group. One channel per group scores 1.
     """
-    squared = torch.zeros(len(group), dtype=torch.float64)
+    squared = torch.zeros(len(group), dtype=torch.float64, device="cpu")
     for member in producers(group):
         norms = atom_norms(group.tensors[member.name], member) ** 2
         squared.index_add_(0, torch.from_numpy(member.channel), norms[torch.from_numpy(member.atom)])

@@ -77,13 +77,13 @@ class _Site:
         """The output channels that live, in the slim model's order."""
         name, dim = (self.weight, 1 - self.folds[0].dim) if self.base is None else (self.place, 0)
         kept = self.plan.kept.get(name, {}).get(dim)
-        return torch.arange(self.width) if kept is None else torch.tensor(kept, dtype=torch.long)
+        return torch.arange(self.width, device="cpu") if kept is None else torch.tensor(kept, dtype=torch.long, device="cpu")
 
 
 def _contribution(weight: Tensor, plan: Plan, fold: Fold) -> tuple[Tensor, Tensor]:
     sizes = plan.sizes.get(fold.weight, {})
-    atoms = torch.zeros(sizes.get(fold.dim, weight.shape[fold.dim]), dtype=torch.float64)
-    atoms[list(fold.atoms)] = torch.tensor(fold.values, dtype=torch.float64)
+    atoms = torch.zeros(sizes.get(fold.dim, weight.shape[fold.dim]), dtype=torch.float64, device="cpu")
+    atoms[list(fold.atoms)] = torch.tensor(fold.values, dtype=torch.float64, device="cpu")
     tail = [1] * (weight.ndim - 2)
     if fold.dim == 1:
         rows = atoms.reshape(-1, 1, weight.shape[1]).expand(-1, weight.shape[0] * weight.shape[1] // len(atoms), -1)
@@ -118,7 +118,7 @@ def _fold(site: _Site, copied: nn.Module, memo: Mapping[int, Any], behind: dict[
         own = memo[id(site.base)]
         own.detach().copy_(torch.where(_among(rows, len(base)), whole, own))
         return
-    mask = plan_mask(site.place, torch.empty(len(whole)), {0: rows.tolist()}, {0: len(whole)})
+    mask = plan_mask(site.place, torch.empty(len(whole), device="cpu"), {0: rows.tolist()}, {0: len(whole)})
     if site.form == "bias":
         _attribute(copied, site.place.rpartition(".")[0])._parameters["bias"] = mark(
             nn.Parameter(whole.to(_dtype(copied)), requires_grad=False), mask
@@ -134,7 +134,7 @@ def _fold(site: _Site, copied: nn.Module, memo: Mapping[int, Any], behind: dict[
 
 
 def _among(rows: Tensor, count: int) -> Tensor:
-    found = torch.zeros(count, dtype=torch.bool)
+    found = torch.zeros(count, dtype=torch.bool, device="cpu")
     found[rows] = True
     return found
 
@@ -151,7 +151,7 @@ def _adding(more: Tensor) -> Behind:
 def _mapping(kernels: Tensor, mask: Any, window: Mapping[str, Any]) -> Behind:
     def add(value: Tensor, image: Any) -> Tensor:
         spatial = len(window["stride"])
-        ones = torch.ones(1, 1, *image.shape[2:], dtype=kernels.dtype)
+        ones = torch.ones(1, 1, *image.shape[2:], dtype=kernels.dtype, device="cpu")
         more: Tensor
         settings = {key: window[key] for key in ("stride", "padding", "dilation")}
         if window["transposed"]:

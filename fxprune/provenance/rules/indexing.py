@@ -77,7 +77,7 @@ def _number(t: Tracker, arg: Any) -> Any:
 
 def _zeros(arg: Any) -> Any:
     if isinstance(arg, Tensor):
-        return torch.zeros(arg.shape, dtype=torch.int64)
+        return torch.zeros(arg.shape, dtype=torch.int64, device="cpu")
     if isinstance(arg, (list, tuple)):
         return [_zeros(item) for item in arg]
     return arg
@@ -137,7 +137,7 @@ def put(t: Tracker, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> A
         t.ledger.missing(func._schema.name, [ids for operand in (x, written) for ids in t.value(operand).factors])
         return x if func._schema.is_mutable else func(*args, **kwargs)
     region = torch.ops.aten.index.Tensor(torch.empty(value.shape, device="meta"), [_on_meta(i) for i in indices])
-    anywhere = [None if i is None else torch.zeros((1,) * i.dim(), dtype=torch.int64) for i in indices]
+    anywhere = [None if i is None else torch.zeros((1,) * i.dim(), dtype=torch.int64, device="cpu") for i in indices]
     there, kept = [], []
     for ids in value.factors:
         if any(d in dims for d in support(ids)):

@@ -3,7 +3,7 @@
 1. The new content goes into a temporary file beside it, which is flushed to the disk and then takes over the name in one step; then the
    directory is flushed. A process that is killed leaves the old file, and at worst the temporary one.
 2. If writing fails, the temporary file is removed and the old file stays.
-3. A symbolic link stays one: what it leads to is replaced.
+3. A symbolic link stays one: what it leads to is replaced. A folder is not.
 """
 
 from __future__ import annotations
@@ -19,6 +19,10 @@ from typing import BinaryIO
 def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """A binary file to write; when the block ends, it is ``path`` (clauses 1 to 3)."""
     final = Path(os.path.realpath(path))
+    if final.is_dir():
+        raise IsADirectoryError(f"{path} is a folder: give the name of a file in it.")
+    if not final.parent.is_dir():
+        raise FileNotFoundError(f"{path} cannot be written: there is no folder {final.parent}.")
     temporary = final.with_name(f".{final.name}.{os.getpid()}-{os.urandom(4).hex()}.part")
     try:
         with temporary.open("xb") as file:

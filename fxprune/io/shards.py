@@ -75,7 +75,7 @@ class Shards:
         """
         for name, digest in shards.items():
             path = self._folder / name
-            if Path(name).name != name or not path.exists():
+            if Path(name).name != name or not path.is_file():
                 raise FileFormatError(f"{self._folder} has no file {name!r}, which holds a part of the model.", expected=name)
             shard = self._stack.enter_context(Container(path))
             if shard.check() != digest:

@@ -321,3 +321,10 @@ def test_random_documents_with_a_right_digest(written: bytes, expected: Tensor, 
         fxprune.io.describe(folder / "given.safetensors")
     except fxprune.FxpruneError as error:
         assert str(error)  # noqa: PT017
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../given.safetensors", "\0", "missing.safetensors"])
+def test_a_shard_is_a_file_beside_the_first(name: str, written: bytes, folder: Path) -> None:
+    content = reworded(written, lambda document: document.update(shards={name: None}))
+    with pytest.raises(fxprune.FileFormatError, match="holds a part of the model"):
+        loaded(content, folder)

@@ -206,8 +206,7 @@ def _finish(what: Asked, *, adding: bool = True) -> Finish:
 
     def finish(subject: Subject, plan: Plan, module: nn.Module) -> tuple[Plan, Absorption]:
         plan = plan if adding or plan.added is not None else replace(plan, added=())
-        own = asked(False) if subject.layout == "selection" else what
-        return absorbed(subject.graph, subject.inputs, plan, module, own)
+        return absorbed(subject.graph, subject.inputs, plan, module, what)
 
     return finish
 

@@ -128,6 +128,8 @@ def _fold(
         laid = image(reader, kernels, [min(s, _span(arrival, i)) for i, s in enumerate(arrival.shape[reader.channel + 1 :])])
         middle = interior(reader, kernels).reshape(-1, *[1] * (laid.dim() - 1))
         left += float((laid - middle).abs().max())
+    if place.form == "norm":
+        kernels = kernels[_heard(plan, place.name, rows)]
     exact = left == 0 and not bool(lost.any())
     atoms = tuple(arrival.atoms.tolist())
     fold = Fold(
@@ -136,6 +138,15 @@ def _fold(
         left=left,
     )
     return fold, kernels, place
+
+
+def _heard(plan: Plan, norm: str, rows: Tensor) -> Tensor:
+    """Which of these rows a running mean's batch norm keeps, in its order: under the selection layout it may drop some of them."""
+    kept = plan.kept.get(norm, {}).get(0)
+    if kept is None or tuple(rows.tolist()) == tuple(kept):
+        return torch.arange(len(rows))
+    place = {row: i for i, row in enumerate(rows.tolist())}
+    return torch.tensor([place[row] for row in kept])
 
 
 def _span(arrival: Arrival, i: int) -> int:

@@ -63,7 +63,13 @@ def test_constants_are_proved_and_state_dicts_fit(case: Case) -> None:
     how = (True, "exact", [inputs])[case.seed % 3]
     try:
         slim = fxprune.slim(
-            *(model, case.ratio, inputs), layout="selection", floor=case.floor, keep=case.keep, absorb=how, verify=True, strict=True
+            *(model, case.ratio, inputs),
+            layout="selection",
+            floor=case.floor,
+            keep=case.keep,
+            absorb=how,
+            verify=True,
+            strict=True,
         )
     except (fxprune.BudgetError, fxprune.CaptureError):
         return

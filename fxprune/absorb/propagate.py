@@ -256,7 +256,7 @@ class _Walk:
         if found is None:
             return None
         atoms = self.atoms_dead(found.name, found.dim)
-        if len(atoms):
+        if len(atoms) and not found.depthwise:
             self.found.arrivals.append(_arrival(found, x, atoms))
         bias = self.captured.tensors.get(found.bias)
         return contracted(found, x, bias, self.graph.nodes[node.name].shape)

@@ -40,7 +40,7 @@ def silenced(case: Case) -> Silenced | None:
     return Silenced(model, inputs, plan)
 
 
-@share(0.7)
+@share(0.4)
 @given(normed_cases())
 def test_exact_is_the_original(case: Case) -> None:
     found = silenced(case)
@@ -55,7 +55,7 @@ def test_exact_is_the_original(case: Case) -> None:
         assert relative_error(run(slim, more), run(found.model, more)) <= TOLERANCE
 
 
-@share(0.5)
+@share(0.3)
 @given(normed_cases())
 def test_constants_are_proved_and_state_dicts_fit(case: Case) -> None:
     """Whatever gamma is: the verifier agrees, and a plan with a state dict rebuilds the slim network."""
@@ -82,7 +82,7 @@ def test_constants_are_proved_and_state_dicts_fit(case: Case) -> None:
     assert relative_error(run(rebuilt, inputs), run(slim, inputs)) == 0.0
 
 
-@share(0.4)
+@share(0.2)
 @given(normed_cases(mixing=False, most=6))
 def test_rounds_compose(case: Case) -> None:
     """A second round, in either layout, with constants of its own: one plan and one state dict for both, verified against the original."""

@@ -1,7 +1,7 @@
 """Training state carried over to a slim model by the index maps of its plan.
 
-1. The maps go from the model that was slimmed to the slim one. If that model was slim already, they are the difference of the two plans
-   (both are in the coordinates of the first original): ``relative``.
+1. The maps go from the model that was slimmed to the slim one. If that model was slim already, they are those of the rounds since (record.py,
+   clause 2), which know what earlier rounds added; or else the difference of the two plans, both in the coordinates of the first original: ``step``.
 2. A tensor that belongs to a parameter or buffer is cut as that one was: for every axis the surviving atoms, in the slim order; axes with blocks of
    rows (plan.py, clause 3) per row block.
 3. An optimizer's state of a parameter may hold tensors of the parameter's rank in which every dimension has the parameter's size or 1
@@ -15,43 +15,48 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import reduce
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from fxprune.errors import FxpruneError, PlanMismatchError
-from fxprune.plan import Kept, Plan
+from fxprune.plan import Plan
+from fxprune.record import compose, record_of
 
 Rows = dict[int, tuple[int, ...]]
 
 
-def _plan(module: nn.Module) -> Plan | None:
-    if not isinstance(module, fx.GraphModule):
-        return None
-    found = getattr(module.meta.get("fxprune"), "plan", None)
-    return found if isinstance(found, Plan) else None
-
-
-def relative(model: nn.Module, slim: nn.Module) -> tuple[Kept, Mapping[str, Mapping[int, int]]]:
-    """What of ``model``'s atoms is left in ``slim``, and how many there were, per tensor name and dimension (clause 1).
+def step(model: nn.Module, slim: nn.Module) -> Plan:
+    """The plan that makes ``slim`` of ``model``, in the coordinates of ``model`` (clause 1).
 
     Raises:
         PlanMismatchError: ``slim`` was not made by fxprune, or not from ``model``.
     """
-    final, before = _plan(slim), _plan(model)
-    if final is None:
+    after, before = record_of(slim), record_of(model)
+    if after is None:
         raise PlanMismatchError(
             f"this {type(slim).__name__} carries no plan: it was not made by fxprune.", got=type(slim).__name__
         )
     if before is None:
-        return final.kept, final.sizes
+        return after.plan
+    done = len(before.rounds)
+    if len(after.rounds) > done and after.rounds[:done] == before.rounds:
+        return reduce(compose, after.rounds[done:])
+    return _difference(before.plan, after.plan, {name for name, _ in model.named_parameters()})
+
+
+def _difference(before: Plan, after: Plan, names: set[str]) -> Plan:
+    """What is left of what was left, for a slim model that was not made in further rounds from the other one."""
     kept: dict[str, Rows] = {}
     sizes: dict[str, dict[int, int]] = {}
-    for name, dims in final.kept.items():
+    silent: dict[str, Rows] = {}
+    for name, dims in after.kept.items():
         for dim, rows in dims.items():
-            had = before.kept.get(name, {}).get(dim, tuple(range(final.sizes[name][dim])))
+            had = before.kept.get(name, {}).get(dim, tuple(range(after.sizes[name][dim])))
             place = {atom: i for i, atom in enumerate(had)}
             if not set(rows) <= place.keys():
                 raise PlanMismatchError(
@@ -60,7 +65,11 @@ def relative(model: nn.Module, slim: nn.Module) -> tuple[Kept, Mapping[str, Mapp
                 )
             kept.setdefault(name, {})[dim] = tuple(place[atom] for atom in rows)
             sizes.setdefault(name, {})[dim] = len(had)
-    return kept, sizes
+            quiet = after.silent.get(name, {}).get(dim)
+            if quiet is not None:
+                silent.setdefault(name, {})[dim] = tuple(place[atom] for atom in quiet if atom in place)
+    added = tuple(addition for addition in after.added or () if addition.name not in names)
+    return replace(after, kept=kept, sizes=sizes, silent=silent, added=added)
 
 
 def cut(tensor: Tensor, shape: tuple[int, ...], kept: Mapping[int, tuple[int, ...]], sizes: Mapping[int, int]) -> Tensor:
@@ -102,7 +111,8 @@ class Remap:
     """
 
     def __init__(self, model: nn.Module, slim: nn.Module) -> None:
-        kept, sizes = relative(model, slim)
+        plan = step(model, slim)
+        kept, sizes = plan.kept, plan.sizes
         self.old = _tensors(model)
         # A plan names a tied tensor once; here it answers to every name.
         listed = {id(self.old[name]): name for name in kept if name in self.old}

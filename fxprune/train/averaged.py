@@ -42,7 +42,6 @@ def remap_averaged(
     Remap(model, slim)  # they belong together
     own = step(model, slim)
     small = apply(averaged.module, own, example_inputs, absorb=_mode(slim, own, absorb), verify=False)
-    small.train(averaged.module.training)
     result = AveragedModel(small, avg_fn=averaged.avg_fn, multi_avg_fn=averaged.multi_avg_fn, use_buffers=averaged.use_buffers)
     result.n_averaged.copy_(averaged.n_averaged)
     return result

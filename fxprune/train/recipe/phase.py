@@ -105,10 +105,10 @@ def _sparsity(run: Run, inner: nn.Module, phase: Phase) -> Penalty | None:
     settings = run.settings
     if phase.kind != "sparse" or settings.method == "none":
         return None
-    if not settings.coupled:
-        return GammaL1(inner, settings.the_strength)
     parameter = next(inner.parameters())
     graph = fxprune.analyze(inner, example(run.images, parameter.dtype).to(parameter.device))
+    if not settings.coupled:
+        return GammaL1(inner, settings.the_strength, graph=graph)
     return GroupL1(inner, graph, settings.the_strength)
 
 

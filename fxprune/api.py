@@ -104,6 +104,21 @@ def plan(
         BudgetError: a ratio or budget that makes no sense or cannot be reached, both, or neither.
         NothingToPruneError: no channel can go.
     """
+    return _planned(graph, ratio, ratio, budget, score, layout, floor, round_to, scope)
+
+
+def _planned(
+    graph: ChannelGraph,
+    ratio: float | None,
+    given: float | None,
+    budget: Any,
+    score: str | Score | DataScore,
+    layout: str,
+    floor: float,
+    round_to: int | None,
+    scope: str,
+) -> Plan:
+    """``plan``. ``given``: the ratio that was asked; layout="auto" may solve for a larger one."""
     check_asked(ratio, budget)
     check_scope(scope)
     if layout not in LAYOUTS:
@@ -113,11 +128,11 @@ def plan(
         score = Once(score) if isinstance(score, DataScore) and not isinstance(score, type) else score
 
         def again(graph: ChannelGraph, layout: str, share: float | None) -> Plan:
-            return plan(graph, share, budget=budget, score=score, layout=layout, floor=floor, round_to=round_to, scope=scope)
+            return _planned(graph, share, given, budget, score, layout, floor, round_to, scope)
 
         chosen = choose(graph, again, ratio, lambda graph: on(score, graph))
         made = again(graph, chosen.layout, chosen.ratio)
-        return replace(made, asked=made.asked if ratio is None else ratio, notes=(*made.notes, chosen.note))
+        return replace(made, notes=(*made.notes, chosen.note))
     if layout == "selection" and (budget is not None or scope != "global"):
         raise BudgetError(
             "layout='selection' takes a ratio over all batch norms (ratio=, scope='global'). Budgets and other scopes need layout='coupled'.",
@@ -135,7 +150,8 @@ def plan(
         known = _measured(graph, budget, seen, floor, round_to, scope)
         solved, told = rounded(known, round_to, lambda step: _solved(graph, ratio, known, seen, floor, step, scope))
         scored, solution, shown = solved[0], replace(solved[1], notes=(*solved[1].notes, *told)), graph
-    warn_if_large(shown.groups, scored.name, solution.removed, ratio, scored.values)
+    warn_if_large(shown.groups, scored.name, solution.removed, given, scored.values)
+    solution = solution if given is None else replace(solution, asked=given)
     return replace(to_plan(graph, solution, scored.name, layout), ranking=ranking(shown, scored, solution.removed))
 
 
@@ -273,8 +289,7 @@ def slim(
         budget = _measured(subject.graph, budget, score, floor, round_to, scope)
 
     def made(graph: ChannelGraph, layout: str, share: float | None, budget: Any = budget) -> Plan:
-        found = plan(graph, share, budget=budget, score=score, layout=layout, floor=floor, round_to=round_to, scope=scope)
-        return found if ratio is None else replace(found, asked=ratio)
+        return _planned(graph, share, ratio, budget, score, layout, floor, round_to, scope)
 
     share = ratio
     if layout == "auto":

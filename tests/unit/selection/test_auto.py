@@ -76,6 +76,16 @@ def test_the_layouts_are_compared_at_the_same_score(monkeypatch: Any, seed: int,
             assert total(model, plan) >= min(total(model, p) for p in asked.values()) * (1 - 1e-9)
 
 
+def test_the_warning_names_the_ratio_that_was_asked(monkeypatch: Any) -> None:
+    monkeypatch.setattr(layouts, "interleaved", lambda *_: (2.0, 1.0))
+    model = seeded(Shared(branches=3, width=12))
+    with pytest.warns(fxprune.FxpruneWarning, match=r"the ratio 0\.4 cuts into large scale factors") as seen:
+        plan = fxprune.plan(fxprune.analyze(model, image()), 0.4, layout="auto")
+    assert len(seen) == 1
+    assert plan.layout == "selection"
+    assert plan.achieved > 0.45
+
+
 def test_gammas_of_zero_cost_no_score() -> None:
     """Every branch reads another third of the stream: coupled channels always hold a large gamma, so only selection removes the zeros."""
     model, x = seeded(Shared(branches=3, width=12)), image()

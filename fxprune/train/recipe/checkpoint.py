@@ -38,6 +38,7 @@ class State:
         model: state dict of the network.
         optimizer: its state dict; empty before the first step of a phase.
         sparsity: steps of the penalty.
+        scaler: state dict of the gradient scaler; empty where gradients are not scaled.
         sums: loss, hits and images of the epoch so far.
         rows: one per finished epoch.
         stages: one per network that was measured: trained, slimmed, tuned.
@@ -50,6 +51,7 @@ class State:
     model: dict[str, Tensor] = field(default_factory=dict)
     optimizer: dict[str, Any] = field(default_factory=dict)
     sparsity: dict[str, float | int] = field(default_factory=dict)
+    scaler: dict[str, Any] = field(default_factory=dict)
     sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
     rows: list[dict[str, float | int | str]] = field(default_factory=list)
     stages: list[dict[str, float | int | str]] = field(default_factory=list)

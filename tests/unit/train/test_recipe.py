@@ -178,6 +178,26 @@ def test_precisions(tmp_path: Path, precision: str) -> None:
     assert all(bool(torch.isfinite(t).all()) for t in state.model.values())
 
 
+def test_a_gradient_scaler_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half precision with scaled gradients needs an accelerator; here Fabric's precision plugin has a scale of its own."""
+    from lightning_fabric.plugins.precision.precision import Precision
+
+    loaded: list[Any] = []
+    monkeypatch.setattr(Precision, "state_dict", lambda _: {"scale": 1024.0, "_growth_tracker": 7})
+    monkeypatch.setattr(Precision, "load_state_dict", lambda _, state: loaded.append(dict(state)))
+
+    def on_step(_phase: int, step: int) -> None:
+        if step == 2 and not loaded:
+            raise KilledError
+
+    settings = replace(SMALL, passes=1, distill=0.0)
+    with pytest.raises(KilledError):
+        done(settings, tmp_path, every=1, on_step=on_step)
+    assert not loaded
+    state = done(settings, tmp_path, every=1)
+    assert loaded[0] == {"scale": 1024.0, "_growth_tracker": 7} == state.scaler
+
+
 def test_a_file_is_old_or_new_and_never_between(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "deep" / "file"
     write_whole(path, b"old")

@@ -7,12 +7,14 @@
 3. An optimizer's state of a parameter may hold tensors of the parameter's rank in which every dimension has the parameter's size or 1
    (momentum, second moments, factored ones as in Adafactor): these are cut along what they have. Single numbers are copied. Anything else
    cannot be cut safely and is refused, unless nothing of the parameter went.
-4. Parameter groups keep their options and their order; membership goes by name. A parameter that slimming added (a bias) has no state
-   and joins the group of its module's other parameters; one that vanished is left out.
+4. Parameter groups keep their options and their order, also where nothing is left of them; membership goes by name. A parameter that slimming added
+   (a bias) has no state and joins the group of its module's other parameters; one that vanished is left out.
+5. A learning-rate scheduler is copied as it is, for the new optimizer. Made anew it would take a first step, which changes rates.
 """
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Mapping
 from dataclasses import replace
@@ -22,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from fxprune.errors import FxpruneError, PlanMismatchError
 from fxprune.plan import Plan
@@ -219,7 +222,7 @@ def remap_optimizer(optimizer: Optimizer, model: nn.Module, slim: nn.Module) -> 
     """A new optimizer of the same class for ``slim`` with the state that ``optimizer`` has for ``model``; both arguments stay as they are.
 
     For any optimizer whose state obeys clause 3: SGD, Adam, AdamW, RMSprop, Adagrad, Adafactor, ... A learning-rate scheduler belongs to the old
-    optimizer: make one for the new, and load its ``state_dict``.
+    optimizer: ``remap_scheduler`` makes one for the new.
 
     Args:
         optimizer: trains (some of) the parameters of ``model``.
@@ -256,7 +259,7 @@ def remap_optimizer(optimizer: Optimizer, model: nn.Module, slim: nn.Module) -> 
         home = homes.get(name.rpartition(".")[0])
         if name not in maps.old and id(parameter) not in known and home is not None:
             groups[home]["params"].append(parameter)
-    result = _anew(optimizer, [group for group in groups if group["params"]])
+    result = _anew(optimizer, groups)  # groups without parameters too: schedulers count groups
     for name, parameter in moved.items():
         if parameter in optimizer.state:
             result.state[new[name]] = maps.state(name, optimizer.state[parameter])
@@ -277,3 +280,39 @@ def _anew(optimizer: Optimizer, groups: list[dict[str, Any]]) -> Optimizer:
             got=kind.__name__,
         ) from error
     return result
+
+
+def remap_scheduler(scheduler: LRScheduler, optimizer: Optimizer) -> LRScheduler:
+    """A copy of a learning-rate scheduler that goes on with another optimizer (clause 5); the given one stays as it is.
+
+    Args:
+        scheduler: any of ``torch.optim.lr_scheduler``, chained and sequential ones too.
+        optimizer: what ``remap_optimizer`` made of the scheduler's optimizer.
+
+    Raises:
+        FxpruneError: the optimizer has another number of parameter groups.
+    """
+    old: Optimizer = scheduler.optimizer
+    if len(old.param_groups) != len(optimizer.param_groups):
+        raise FxpruneError(
+            f"this {type(scheduler).__name__} schedules {len(old.param_groups)} parameter groups, and the optimizer has "
+            f"{len(optimizer.param_groups)}. Pass what remap_optimizer made of the scheduler's own optimizer.",
+            expected=len(old.param_groups),
+            got=len(optimizer.param_groups),
+        )
+    _tracked(optimizer)
+    return copy.deepcopy(scheduler, {id(old): optimizer})
+
+
+def _tracked(optimizer: Optimizer) -> None:
+    """Note the optimizer's steps, as schedulers do when they are made: they warn where they are stepped before it."""
+    if hasattr(optimizer.step, "_wrapped_by_lr_sched"):
+        return
+    step_ = optimizer.step
+
+    def tracked(*args: Any, **kwargs: Any) -> Any:
+        optimizer._opt_called = True  # type: ignore[attr-defined]
+        return step_(*args, **kwargs)
+
+    tracked._wrapped_by_lr_sched = True  # type: ignore[attr-defined]
+    optimizer.step = tracked  # type: ignore[method-assign]

@@ -34,6 +34,9 @@ from fxprune.provenance.factor import Ids, Mask, Value
 from fxprune.provenance.interpret import attribute
 
 
+RESHAPED: dict[str, Callable[..., Any]] = {"view": torch.Tensor.reshape, "view_as": torch.Tensor.reshape_as}
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Arrival:
     """Clause 3: removed atoms of a reader's input side and what arrives there: NaN where it is not known."""
@@ -190,7 +193,7 @@ class _Walk:
                 return part(leaf) if isinstance(leaf, Fact) else leaf
 
             a, k = fx.node.map_aggregate((args, kwargs), pick)
-            return what.call(*a, **k)
+            return RESHAPED.get(what.name, what.call)(*a, **k)  # facts that do not vary have other strides than the values
 
         means = run(lambda f: f.mean)
         if all(f.certain for f in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(f, Fact)):

@@ -52,3 +52,24 @@ def test_a_depthwise_convolution_reads_nothing_of_what_goes_with_it(form: Any, a
     assert slim.get_submodule("3").groups == 4
     assert {fold.node for fold in fxprune.absorption_of(slim).folds} == {"_6"}
     assert relative_error(run(slim, X), run(model, X)) <= 1e-9
+
+
+@pytest.mark.parametrize("layout", ["coupled", "selection"])
+@pytest.mark.parametrize("form", ["view", "view_as"])
+def test_constants_go_through_a_channel_shuffle(form: str, layout: str) -> None:
+    """Views of what does not vary over pixels: its strides are not those of the values."""
+
+    class Shuffle(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            n, c, h, w = x.shape
+            y = x.view(n, 2, c // 2, h, w).transpose(1, 2).contiguous()
+            return y.view(n, c, h, w) if form == "view" else y.view_as(x)
+
+    model = network(nn.Sequential(Shuffle(), nn.Conv2d(8, 4, 3, padding=1, bias=False)), 4)
+    model[1].weight.data = torch.tensor([0.0, 1, 0, 1, 0, 1, 0, 1]).double()  # type: ignore[index, operator]
+    slim = fxprune.slim(model, 4 / 12 - 0.01, X, layout=layout, absorb="exact", strict=True)
+    absorption = fxprune.absorption_of(slim)
+    assert absorption.exact
+    assert not absorption.losses
+    assert sum(len(fold.atoms) for fold in absorption.folds) == 4
+    assert relative_error(run(slim, X), run(model, X)) <= 1e-9

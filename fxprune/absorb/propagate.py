@@ -33,7 +33,6 @@ from fxprune.plan import Kept
 from fxprune.provenance.factor import Ids, Mask, Value
 from fxprune.provenance.interpret import attribute
 
-
 RESHAPED: dict[str, Callable[..., Any]] = {"view": torch.Tensor.reshape, "view_as": torch.Tensor.reshape_as}
 
 

@@ -91,8 +91,8 @@ def plan(
         budget: a ``Budget``: upper bounds on what remains (parameters, MACs, ...). As much score is kept as they allow. A latency without a table
             has the layers measured, here and now; the plan meets it by prediction. ``slim`` times the outcome too.
         layout: "coupled": a channel goes when its whole coupling class goes. "selection": every batch norm drops its own channels, behind a
-            select where others need them (docs/selection.md); it takes a ratio, no budget. "auto": both are made, and timed on the example
-            inputs; the faster one is it.
+            select where others need them (docs/selection.md); it takes a ratio, no budget. "auto": the faster of both at the same score: the layout
+            that keeps more of the scale factors at this ratio goes on removing while it keeps as much as the other one.
         score: "auto", the name of a score of the weights ("gamma", "magnitude", "l1", ...; ``fxprune.score.NAMED``), "name:normalisation", a callable
             ``(ChannelGroup) -> tensor (channels,)``, or a score that looks at data (``fxprune.score.taylor(loader, loss)``, ...).
         floor: share of each group that stays, at least one channel; 0 allows emptied layers.
@@ -104,18 +104,35 @@ def plan(
         BudgetError: a ratio or budget that makes no sense or cannot be reached, both, or neither.
         NothingToPruneError: no channel can go.
     """
+    return _planned(graph, ratio, ratio, budget, score, layout, floor, round_to, scope)
+
+
+def _planned(
+    graph: ChannelGraph,
+    ratio: float | None,
+    given: float | None,
+    budget: Any,
+    score: str | Score | DataScore,
+    layout: str,
+    floor: float,
+    round_to: int | None,
+    scope: str,
+) -> Plan:
+    """``plan``. ``given``: the ratio that was asked; layout="auto" may solve for a larger one."""
     check_asked(ratio, budget)
     ratio = None if ratio is None else check_ratio(ratio)
     check_scope(scope)
     if layout not in LAYOUTS:
         raise BudgetError(f"layout must be 'coupled', 'selection' or 'auto', got {layout!r}.", expected="coupled", got=layout)
 
-    def again(layout: str) -> Plan:
-        return plan(graph, ratio, budget=budget, score=score, layout=layout, floor=floor, round_to=round_to, scope=scope)
-
     if layout == "auto":
-        chosen = choose(graph, again)
-        made = again(chosen.layout)
+        score = Once(score) if isinstance(score, DataScore) and not isinstance(score, type) else score
+
+        def again(graph: ChannelGraph, layout: str, share: float | None) -> Plan:
+            return _planned(graph, share, given, budget, score, layout, floor, round_to, scope)
+
+        chosen = choose(graph, again, ratio, lambda graph: on(score, graph))
+        made = again(graph, chosen.layout, chosen.ratio)
         return replace(made, notes=(*made.notes, chosen.note))
     if layout == "selection" and (budget is not None or scope != "global"):
         raise BudgetError(
@@ -134,7 +151,8 @@ def plan(
         known = _measured(graph, budget, seen, floor, round_to, scope)
         solved, told = rounded(known, round_to, lambda step: _solved(graph, ratio, known, seen, floor, step, scope))
         scored, solution, shown = solved[0], replace(solved[1], notes=(*solved[1].notes, *told)), graph
-    warn_if_large(shown.groups, scored.name, solution.removed, ratio, scored.values)
+    warn_if_large(shown.groups, scored.name, solution.removed, given, scored.values)
+    solution = solution if given is None else replace(solution, asked=given)
     return replace(to_plan(graph, solution, scored.name, layout), ranking=ranking(shown, scored, solution.removed))
 
 
@@ -207,8 +225,7 @@ def _finish(what: Asked, *, adding: bool = True) -> Finish:
 
     def finish(subject: Subject, plan: Plan, module: nn.Module) -> tuple[Plan, Absorption]:
         plan = plan if adding or plan.added is not None else replace(plan, added=())
-        own = asked(False) if subject.layout == "selection" else what
-        return absorbed(subject.graph, subject.inputs, plan, module, own)
+        return absorbed(subject.graph, subject.inputs, plan, module, what)
 
     return finish
 
@@ -250,7 +267,7 @@ def slim(
         absorb: what becomes of the constant that a removed channel still emits (``act(beta)`` where gamma is 0, its expected value elsewhere).
             True: it goes into the biases and running means of what reads it, right wherever the window sees no zero padding. "exact": and into border
             maps, right everywhere. A loader (an iterable of batches): as True, with means over these data in the place of expected values. False:
-            it is dropped, as the paper does. ``absorption_of`` reports. Eager modules and the selection layout drop it always.
+            it is dropped, as the paper does. ``absorption_of`` reports. Eager modules drop it always.
         strict: raise where a plan cannot be verified. Otherwise the group of channels that is to blame stays, and the plan's notes say so.
 
     Verification compares numbers for models of up to ``VERIFIED_PARAMETERS`` parameters; beyond that the slim graph's shapes and channels
@@ -272,22 +289,23 @@ def slim(
     if layout != "selection":
         budget = _measured(subject.graph, budget, score, floor, round_to, scope)
 
-    def made(graph: ChannelGraph, layout: str, budget: Any = budget) -> Plan:
-        return plan(graph, ratio, budget=budget, score=score, layout=layout, floor=floor, round_to=round_to, scope=scope)
+    def made(graph: ChannelGraph, layout: str, share: float | None, budget: Any = budget) -> Plan:
+        return _planned(graph, share, ratio, budget, score, layout, floor, round_to, scope)
 
+    share = ratio
     if layout == "auto":
-        chosen = choose(subject.graph, lambda layout: made(subject.graph, layout))
-        layout = chosen.layout
+        chosen = choose(subject.graph, made, ratio, lambda graph: on(score, graph))
+        layout, share = chosen.layout, chosen.ratio
         graph = in_layout(subject.graph, layout)
         subject = replace(subject, layout=layout, graph=replace(graph, notes=(*graph.notes, chosen.note)))
 
     def planning(graph: ChannelGraph) -> Callable[[Budget], Plan]:
-        return lambda bound: made(graph, layout, bound)
+        return lambda bound: made(graph, layout, share, bound)
 
     timed = meeting(subject, budget, planning, _finish(replace(what, loader=None)))
 
     def decide(graph: ChannelGraph) -> Plan:
-        return made(graph, layout) if timed is None else timed(graph)
+        return made(graph, layout, share) if timed is None else timed(graph)
 
     large = sum(t.numel() for t in subject.graph.tensors.values() if isinstance(t, nn.Parameter)) > VERIFIED_PARAMETERS
     if verify and not large:

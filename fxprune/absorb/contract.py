@@ -17,8 +17,7 @@ from fxprune.absorb.readers import Reader, chunk, image, kernel
 
 def contracted(reader: Reader, x: Fact, bias: Tensor | None, shape: Sequence[int]) -> Fact:
     """Clauses 1 and 2."""
-    alone = reader.weight.shape[1] == 1 if reader.dim == 1 else reader.weight.shape[0] == reader.blocks
-    if reader.blocks > 1 and not alone:
+    if reader.blocks > 1 and not reader.depthwise:
         return unknown(shape)
     known = _constants(reader, x)
     wanted = torch.arange(reader.width)

@@ -5,7 +5,8 @@
    operator that mixes channels, nor a weight that is computed, nor a node without a rule.
 2. What is constant is a fact about the original program (propagate.py): gamma = 0, filters of zeros, and what follows from them.
 3. Who is unheard depends on who lives: rows of dead channels do not count. So the dead grow, round by round, until nothing changes.
-4. Groups keep a channel, blocks stay equal (``settle``): where a dead channel has to stay, its row counts again, and 3 starts anew without it.
+4. Groups keep a channel, blocks stay equal (``settle``): a dead channel that has to stay is *mute*. What it reads may go all the same: nobody hears
+   it, or its gamma is 0, or it has weights for constants only, and gets these.
 """
 
 from __future__ import annotations
@@ -21,21 +22,16 @@ from fxprune.provenance.factor import Ids, Mask
 Settle = Callable[[ChannelGraph, Mask], Mask]
 
 
-def dead_channels(graph: ChannelGraph, settle: Settle) -> Mask:
-    """Clauses 1 to 4: per component, whether it is dead and may go."""
-    nothing = np.zeros(graph.closed.count, np.bool_)
-    found = propagate(graph, nothing, {}, expected=False, everywhere=True)
-    allowed = nothing.copy()
+def dead_channels(graph: ChannelGraph, settle: Settle) -> tuple[Mask, Mask]:
+    """Clauses 1 to 4: per component, whether it is dead and may go, and whether it is mute."""
+    found = propagate(graph, np.zeros(graph.closed.count, np.bool_), {}, expected=False, everywhere=True)
+    allowed = np.zeros(graph.closed.count, np.bool_)
     for group in graph.groups:
         allowed[group.channels] = True
     allowed &= ~_elsewhere(graph, found)
-    while allowed.any():
-        dead = _grown(graph, found.arrivals, allowed)
-        left = dead & settle(graph, dead)
-        if (left == dead).all():
-            return dead
-        allowed = left
-    return allowed
+    dead = _grown(graph, found.arrivals, allowed)
+    goes = dead & settle(graph, dead)
+    return goes, dead & ~goes
 
 
 def _elsewhere(graph: ChannelGraph, found: Findings) -> Mask:

@@ -33,6 +33,8 @@ from fxprune.plan import Kept
 from fxprune.provenance.factor import Ids, Mask, Value
 from fxprune.provenance.interpret import attribute
 
+RESHAPED: dict[str, Callable[..., Any]] = {"view": torch.Tensor.reshape, "view_as": torch.Tensor.reshape_as}
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Arrival:
@@ -190,7 +192,7 @@ class _Walk:
                 return part(leaf) if isinstance(leaf, Fact) else leaf
 
             a, k = fx.node.map_aggregate((args, kwargs), pick)
-            return what.call(*a, **k)
+            return RESHAPED.get(what.name, what.call)(*a, **k)  # facts that do not vary have other strides than the values
 
         means = run(lambda f: f.mean)
         if all(f.certain for f in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(f, Fact)):
@@ -256,7 +258,7 @@ class _Walk:
         if found is None:
             return None
         atoms = self.atoms_dead(found.name, found.dim)
-        if len(atoms):
+        if len(atoms) and not found.depthwise:
             self.found.arrivals.append(_arrival(found, x, atoms))
         bias = self.captured.tensors.get(found.bias)
         return contracted(found, x, bias, self.graph.nodes[node.name].shape)

@@ -63,6 +63,11 @@ class Reader:
         return self.weight.shape[self.out] * (self.blocks if self.transposed else 1)
 
     @property
+    def depthwise(self) -> bool:
+        """A row hears one channel, and goes with it: nothing is ever read of a removed one."""
+        return self.blocks > 1 and (self.weight.shape[1] == 1 if self.dim == 1 else self.weight.shape[0] == self.blocks)
+
+    @property
     def uneven(self) -> bool:
         """A constant input does not give a constant output: zero padding, or a transposed convolution (clause 2)."""
         if self.window is None:

@@ -4,7 +4,8 @@
    biases, running means and additions. The weights it emitted stay what they are.
 2. Values of channels with gamma != 0 are expected values, or means over data (calibrate.py); constants that are certain are taken as they are.
 3. What a fold leaves is estimated in units of the reader's output: at the border, the difference between the interior's correction and what
-   the padded image gives; and one standard deviation of the correction, removed channels taken as independent.
+   the padded image gives; and one standard deviation of the correction, removed channels taken as independent. What is not known, or not
+   certain, does not count at output channels that stay and that nobody hears (``mute``; silent ones are).
 """
 
 from __future__ import annotations
@@ -13,19 +14,21 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
 from fxprune.absorb.calibrate import measured
 from fxprune.absorb.places import Place, Places, install, rows_of, shape_of
 from fxprune.absorb.propagate import Arrival, Findings, propagate
-from fxprune.absorb.readers import gross, image, interior, products
+from fxprune.absorb.readers import Reader, gross, image, interior, products
 from fxprune.capture.eager import EagerCaptured
 from fxprune.capture.inputs import Inputs
 from fxprune.errors import InputError
 from fxprune.folds import EXACT, INTERIOR, MODES, OFF, Absorption, Addition, Fold, Loss
 from fxprune.graph.channels import ChannelGraph
 from fxprune.plan import Plan
+from fxprune.provenance.factor import Mask
 from fxprune.provenance.interpret import attribute
 from fxprune.solve.plans import removed_channels
 
@@ -59,8 +62,10 @@ def asked(absorb: Any) -> Asked:
     )
 
 
-def absorbed(graph: ChannelGraph, inputs: Inputs, plan: Plan, slim: nn.Module, what: Asked) -> tuple[Plan, Absorption]:
-    """Clauses 1 to 3; the plan comes back with what was added."""
+def absorbed(
+    graph: ChannelGraph, inputs: Inputs, plan: Plan, slim: nn.Module, what: Asked, mute: Mask | None = None
+) -> tuple[Plan, Absorption]:
+    """Clauses 1 to 3; the plan comes back with what was added. ``mute``: components that nobody hears, beside silent ones."""
     if not isinstance(slim, fx.GraphModule) or isinstance(graph.program.captured, EagerCaptured):
         loss = Loss("", "an eager module has no graph to walk; removed channels were dropped", 0)
         return plan, Absorption(what.mode, "", (), () if what.mode == OFF else (loss,))
@@ -76,8 +81,10 @@ def absorbed(graph: ChannelGraph, inputs: Inputs, plan: Plan, slim: nn.Module, w
     kernels: list[Tensor] = []
     additions: list[Addition] = []
     losses = list(found.losses)
+    unheard = _silent(graph, plan, mute)
     for arrival in found.arrivals:
-        made = _fold(arrival, data.get(arrival.reader.node.name), places, plan, what.mode, losses)
+        heard = _heard(graph, plan, arrival.reader, unheard)
+        made = _fold(arrival, data.get(arrival.reader.node.name), places, plan, what.mode, losses, heard)
         if made is not None:
             folds.append(made[0])
             kernels.append(made[1])
@@ -94,17 +101,44 @@ def absorbed(graph: ChannelGraph, inputs: Inputs, plan: Plan, slim: nn.Module, w
     return plan, Absorption(what.mode, DATA if data else CLOSED, tuple(folds), tuple(losses), exact)
 
 
+def _silent(graph: ChannelGraph, plan: Plan, mute: Mask | None) -> Mask:
+    """Components that stay and that nobody hears (clause 3)."""
+    found = np.zeros(graph.closed.count, np.bool_) if mute is None else mute.copy()
+    for axis in graph.axes:
+        atoms = plan.silent.get(axis.name, {}).get(axis.dim, ())
+        found[graph.closed.component[axis.start + np.array(atoms, np.int64)]] = True
+    return found
+
+
+def _heard(graph: ChannelGraph, plan: Plan, reader: Reader, unheard: Mask) -> Tensor:
+    """Which of a reader's rows somebody hears."""
+    rows = rows_of(plan, reader)
+    axis = next((a for a in graph.axes if a.name == reader.name and a.dim == reader.out), None)
+    if axis is None or not unheard.any():
+        return torch.ones(len(rows), dtype=torch.bool)
+    return torch.from_numpy(~unheard[graph.closed.component[axis.start + rows.numpy()]])
+
+
 def _fold(
-    arrival: Arrival, data: tuple[Tensor, Tensor] | None, places: Places, plan: Plan, mode: str, losses: list[Loss]
+    arrival: Arrival,
+    data: tuple[Tensor, Tensor] | None,
+    places: Places,
+    plan: Plan,
+    mode: str,
+    losses: list[Loss],
+    heard: Tensor,
 ) -> tuple[Fold, Tensor, Place] | None:
-    """The fold of one reader with its kernel, or None where there is nothing to fold; what is lost is taken down."""
+    """The fold of one reader with its kernel, or None where there is nothing to fold; what is lost is taken down.
+
+    ``heard``: which of the reader's rows count.
+    """
     reader, mean, std = arrival.reader, arrival.mean, arrival.std
     if data is not None:
         sure = ~mean.isnan() & (std == 0) & (arrival.apart == 0)
         mean, std = torch.where(sure, mean, data[0]), torch.where(sure, std, data[1])
     rows = rows_of(plan, reader)
     lost = mean.isnan()
-    if bool(lost.any()) and not bool(gross(reader, arrival.atoms.tolist(), lost.double(), rows).any()):
+    if bool(lost.any()) and not bool(gross(reader, arrival.atoms.tolist(), lost.double(), rows)[heard].any()):
         lost = torch.zeros_like(lost)  # nobody hears them
     if bool(lost.any()):
         losses.append(Loss(reader.node.name, "what these channels emit is not known without data", int(lost.sum())))
@@ -114,7 +148,7 @@ def _fold(
         return None
     scatter = torch.maximum(std.nan_to_num(0.0), apart)
     kernels, variance = products(reader, arrival.atoms.tolist(), values, scatter.square(), rows)
-    unsure = float(variance.max().sqrt())
+    unsure = float(variance.where(heard, 0.0).max().sqrt())
     if not bool((kernels != 0).any()) and unsure == 0:
         return None
     uneven = reader.uneven and bool((kernels != 0).any())
@@ -128,6 +162,8 @@ def _fold(
         laid = image(reader, kernels, [min(s, _span(arrival, i)) for i, s in enumerate(arrival.shape[reader.channel + 1 :])])
         middle = interior(reader, kernels).reshape(-1, *[1] * (laid.dim() - 1))
         left += float((laid - middle).abs().max())
+    if place.form == "norm":
+        kernels = kernels[_selected(plan, place.name, rows)]
     exact = left == 0 and not bool(lost.any())
     atoms = tuple(arrival.atoms.tolist())
     fold = Fold(
@@ -136,6 +172,15 @@ def _fold(
         left=left,
     )
     return fold, kernels, place
+
+
+def _selected(plan: Plan, norm: str, rows: Tensor) -> Tensor:
+    """Which of these rows a running mean's batch norm keeps, in its order: under the selection layout it may drop some of them."""
+    kept = plan.kept.get(norm, {}).get(0)
+    if kept is None or tuple(rows.tolist()) == tuple(kept):
+        return torch.arange(len(rows))
+    place = {row: i for i, row in enumerate(rows.tolist())}
+    return torch.tensor([place[row] for row in kept])
 
 
 def _span(arrival: Arrival, i: int) -> int:

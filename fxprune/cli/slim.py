@@ -51,7 +51,7 @@ def slim(
     layout: Annotated[
         Layout,
         typer.Option(
-            help="'selection': every batch norm drops its own channels, behind a select. 'auto': the faster one, timed."
+            help="'selection': every batch norm drops its own channels, behind a select. 'auto': the faster one at the same score."
         ),
     ] = "coupled",
     scope: Annotated[

@@ -35,7 +35,7 @@ from fxprune.provenance.shadow import Shadowing
 from fxprune.rewrite import attributes
 from fxprune.rewrite.arrival import Arrival, OrderConflictError, by_node
 from fxprune.rewrite.emit import PASSES, Emitted, listed
-from fxprune.rewrite.slicing import LARGEST_CHUNK, like, living, silence, slim_factors, take
+from fxprune.rewrite.slicing import LARGEST_CHUNK, STATISTICS, flush, like, living, silence, slim_factors, take
 
 Order = Mapping[Axis, Ids]
 BARE = (nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase, nn.Unflatten)
@@ -104,6 +104,8 @@ def _sliced(
         name = names.get(id(old), "")
         axes = by_name.get(name, ())
         new = take(old, axes, order, LARGEST_CHUNK)
+        if isinstance(old, nn.Parameter) or name.endswith(STATISTICS):
+            flush(new)
         if name in silent:
             silence(new, old.shape, axes, order, silent[name])
         return like(old, new)

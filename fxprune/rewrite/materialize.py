@@ -17,7 +17,7 @@ from fxprune.plan import Kept
 from fxprune.provenance.factor import Ids
 from fxprune.provenance.ledger import Axis
 from fxprune.rewrite.module import SlimModule
-from fxprune.rewrite.slicing import LARGEST_CHUNK, SMALLEST_CHUNK, Indices, flush, like, silence, take
+from fxprune.rewrite.slicing import LARGEST_CHUNK, SMALLEST_CHUNK, STATISTICS, Indices, flush, like, silence, take
 
 Modules = Sequence[tuple[str, nn.Module]]  # those of the slim program, in the order of the original's
 
@@ -37,7 +37,7 @@ def fill(graph: ChannelGraph, modules: Modules, by_name: dict[str, list[Axis]], 
             name = names.get(id(old), "")
             axes = by_name.get(name, ())
             new = take(old, axes, order, chunk, indices)
-            if isinstance(old, nn.Parameter):
+            if isinstance(old, nn.Parameter) or name.endswith(STATISTICS):
                 flush(new)
             if name in silent:
                 silence(new, old.shape, axes, order, silent[name])

@@ -23,6 +23,7 @@ from fxprune.provenance.ledger import Axis
 
 SMALLEST_CHUNK, LARGEST_CHUNK = 1 << 16, 1 << 24
 SHORTEST_RUN = 32  # bytes
+STATISTICS = ("running_mean", "running_var")  # buffers that are computed with as weights are
 
 
 def slim_shape(shape: Sequence[int], axes: Sequence[Axis], order: Mapping[Axis, Ids]) -> tuple[int, ...]:

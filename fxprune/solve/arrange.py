@@ -52,6 +52,25 @@ def arranged(graph: ChannelGraph, removed: Mask, kept: Kept) -> Kept:
     return found
 
 
+def copied(graph: ChannelGraph, removed: Mask, kept: Kept) -> int:
+    """Bytes that the selects of a plan copy in one call: those in front of batch norms whose channels do not stand side by side."""
+    if graph.selection is None:
+        return 0
+    component = graph.closed.component
+    orders = {
+        component[axis.start : axis.start + axis.size].tobytes(): kept[axis.name][axis.dim]
+        for axis in graph.axes
+        if axis.dim in kept.get(axis.name, {})
+    }
+    total = 0
+    for cut in graph.selection.cuts:
+        line = component[cut.source]
+        order = [p for p in orders.get(line.tobytes(), range(len(line))) if not removed[line[p]]]
+        if not _beside(_left(cut, component, removed), order):
+            total += _copied(graph, cut, removed) * graph.tensors[cut.gamma].element_size()
+    return total
+
+
 def _orders(graph: ChannelGraph, selection: Selection, removed: Mask) -> Iterator[Ids]:
     """Living coupled channels of every stream that is laid out anew, and of the readers that take slices of it (clause 3)."""
     component = graph.closed.component

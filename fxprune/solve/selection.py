@@ -53,6 +53,24 @@ def select_channels(graph: ChannelGraph, ratio: float, how: str | Score, floor: 
     return (replace(scored, name="gamma") if how == "auto" else scored), solution
 
 
+def worth(graph: ChannelGraph, how: str | Score) -> dict[str, Numbers]:
+    """What every scale factor is worth to the ranking of clause 1, by the name of its batch norm's scale: |gamma| with "auto".
+
+    Those of channels that cannot go are worth nothing; they stay in any plan.
+    """
+    among = ranked(graph)
+    own = how in ("auto", "gamma_max")
+    scored = score(among.groups, "gamma_max" if how == "auto" else how)
+    found: dict[str, Numbers] = {}
+    for group, numbers in zip(among.groups, scored.values, strict=True):
+        for member in group.members:
+            if member.name in group.gammas:
+                gamma = group.tensors[member.name].detach().abs().to("cpu", torch.float64).numpy()
+                values = found.setdefault(member.name, np.zeros(len(gamma)))
+                values[member.atom] = gamma[member.atom] if own else numbers.numpy()[member.channel]
+    return found
+
+
 def _solve(
     graph: ChannelGraph, among: ChannelGraph, scored: Scored, ratio: float, floor: float, round_to: int, *, own: bool
 ) -> Solution:

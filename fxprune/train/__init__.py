@@ -12,6 +12,7 @@ from fxprune.train.readiness import readiness as readiness
 from fxprune.train.recalibrate import recalibrate as recalibrate
 from fxprune.train.remap import Remap as Remap
 from fxprune.train.remap import remap_optimizer as remap_optimizer
+from fxprune.train.remap import remap_scheduler as remap_scheduler
 from fxprune.train.remap import remap_state as remap_state
 from fxprune.train.schedule import anneal as anneal
 from fxprune.train.schedule import ramp as ramp

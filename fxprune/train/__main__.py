@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
-from fxprune.train.recipe.settings import METHODS, PRECISIONS, Settings
+from fxprune.train.recipe.settings import LAYOUTS, METHODS, PRECISIONS, Settings
 
-CHOICES = {"method": METHODS, "precision": PRECISIONS}
+CHOICES = {"method": METHODS, "layout": LAYOUTS, "precision": PRECISIONS}
 
 
 def parser() -> argparse.ArgumentParser:

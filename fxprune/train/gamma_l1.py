@@ -4,7 +4,9 @@
    gammas of channels that matter little go to zero.
 2. The paper optimizes this term by its subgradient ``strength * sign(gamma)``, 0 at gamma = 0: ``add_gradient``. ``penalty`` and ``shrink``
    are the other two ways (penalty.py, clause 1).
-3. A gamma is the affine weight of a batch or instance norm. One that several modules share counts once.
+3. A gamma is the affine weight of a batch or instance norm. One that several modules share counts once. ``GammaL1`` takes all of them, as the paper's
+   code does, unless it is given the channel graph: then those of channels that can go. A norm right in front of an output cannot lose channels, and
+   small gammas are only a burden there.
 4. ``GroupL1`` goes by coupled channels: a channel that passes several norms (a residual stream) goes only as a whole, so its gammas go to
    zero together. Gammas of channels that cannot go are left alone. In a network without couplings it is ``GammaL1``.
 5. ``WeightL1`` and ``WeightL2`` are for networks without norms, and for comparison: parameters with two dimensions or more. L2 makes no zeros.
@@ -69,22 +71,48 @@ class GammaL1(Penalty):
         strength: the factor lambda of the paper; 1e-4 and 1e-5 there, more for short trainings of small networks.
     """
 
-    def __init__(self, model: nn.Module, strength: float | Schedule = 1e-4, init: float | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        strength: float | Schedule = 1e-4,
+        init: float | None = None,
+        *,
+        graph: ChannelGraph | None = None,
+    ) -> None:
         """Collect the gammas of ``model`` that are trained.
 
         Args:
             model: any module with batch or instance norms; wrapped for several devices or not.
             strength: not negative; or a schedule.
             init: if given, every gamma is set to this value first; the paper uses 0.5.
+            graph: what ``fxprune.analyze`` returned for the model; if given, norms none of whose channels can go are left alone.
 
         Raises:
             ValueError: ``strength`` is negative or not finite.
-            NothingToPruneError: the model has no trained gamma.
+            NothingToPruneError: the model has no trained gamma, or none of a channel that can go.
         """
         found = _trained(model, None)
+        if graph is not None:
+            free = {_known(graph, found, name) for group in graph.groups for name in group.gammas}
+            found = {name: gamma for name, gamma in found.items() if name in free}
+            if not found:
+                raise _nothing(model)
         super().__init__(found, L1(), strength)
         if init is not None:
             _trained(model, init)
+
+
+def _nothing(model: nn.Module) -> NothingToPruneError:
+    return NothingToPruneError(
+        f"no trained gamma of {type(model).__name__} belongs to a channel that can go: there is nothing to make sparse. "
+        "Was the graph made from this model?"
+    )
+
+
+def _known(graph: ChannelGraph, trained: Mapping[str, nn.Parameter], name: str) -> str:
+    """What a graph's gamma is called in the model that is trained (a wrapper adds to names, a copy has other tensors); or nothing."""
+    own = graph.tensors[name]
+    return next((given for given, gamma in trained.items() if gamma is own), name if name in trained else "")
 
 
 class GroupL1(Penalty):
@@ -101,8 +129,8 @@ class GroupL1(Penalty):
         """Collect the trained gammas of channels that can go.
 
         Args:
-            model: the module that is trained.
-            graph: what ``fxprune.analyze`` returned for it.
+            model: the module that is trained; wrapped for several devices or not.
+            graph: what ``fxprune.analyze`` returned for it, before it was wrapped.
             strength: not negative; or a schedule.
             init: if given, every gamma of the model is set to this value first.
 
@@ -114,14 +142,12 @@ class GroupL1(Penalty):
         numbers: dict[str, torch.Tensor] = {}
         for group in graph.groups:
             for member in group.members:
-                if member.name in trained and member.name in group.gammas:
-                    own = numbers.setdefault(member.name, torch.zeros(len(trained[member.name]), dtype=torch.int64))
+                name = _known(graph, trained, member.name)
+                if name and member.name in group.gammas:
+                    own = numbers.setdefault(name, torch.zeros(len(trained[name]), dtype=torch.int64))
                     own[torch.from_numpy(member.atom)] = torch.from_numpy(group.channels[member.channel]) + 1
         if not numbers:
-            raise NothingToPruneError(
-                f"no trained gamma of {type(model).__name__} belongs to a channel that can go: there is nothing to make sparse together. "
-                "Was the graph made from this model?"
-            )
+            raise _nothing(model)
         flat, classes = np.unique(np.concatenate([[0], *(n.numpy() for n in numbers.values())]), return_inverse=True)
         pieces = torch.from_numpy(classes[1:]).split([len(n) for n in numbers.values()])
         super().__init__({name: trained[name] for name in numbers}, Classes(tuple(pieces), len(flat)), strength)

@@ -7,7 +7,8 @@
    Under gradient accumulation that is after the last backward of a step; with a ``GradScaler`` after ``scaler.unscale_(optimizer)``, since the
    subgradient is not scaled; under ``DistributedDataParallel`` after backward, when gradients are averaged: every process adds the same.
 3. ``strength`` is a number, or a schedule: a function of the number of steps already done (``schedule.py``).
-4. ``shrink`` is the proximal gradient method for plain SGD. With momentum or Adam it is the usual heuristic: the same threshold after
+4. A parameter that was frozen since is left alone.
+5. ``shrink`` is the proximal gradient method for plain SGD. With momentum or Adam it is the usual heuristic: the same threshold after
    whatever step the optimizer took; what it leaves at zero is exactly zero.
 """
 
@@ -71,6 +72,8 @@ class Penalty:
         parameters = list(self._parameters.values())
         strength = self.strength
         for parameter, part in zip(parameters, self._form.subgradient(parameters), strict=True):
+            if not parameter.requires_grad:
+                continue
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             parameter.grad.add_(part, alpha=strength)
@@ -82,14 +85,14 @@ class Penalty:
 
     @torch.no_grad()
     def shrink(self, optimizer: Optimizer) -> None:
-        """The proximal step, after ``optimizer.step()``; counts a step (clauses 1, 2 and 4).
+        """The proximal step, after ``optimizer.step()``; counts a step (clauses 1, 2, 4 and 5).
 
         Raises:
             FxpruneError: a penalized parameter is in no group of the optimizer, so its learning rate is not known.
         """
         rates = {id(p): float(group["lr"]) for group in optimizer.param_groups for p in group["params"]}
         for name, parameter in self._parameters.items():
-            if id(parameter) not in rates:
+            if parameter.requires_grad and id(parameter) not in rates:
                 raise FxpruneError(
                     f"{name!r} is in no parameter group of this {type(optimizer).__name__}: its learning rate is not known. "
                     "Pass the optimizer that trains it, or freeze it before making the penalty.",
@@ -97,9 +100,10 @@ class Penalty:
                 )
         parameters = list(self._parameters.values())
         strength = self.strength
-        amounts = [rates[id(parameter)] * strength for parameter in parameters]
+        amounts = [rates.get(id(parameter), 0.0) * strength for parameter in parameters]
         for parameter, shrunk in zip(parameters, self._form.shrunk(parameters, amounts), strict=True):
-            parameter.copy_(shrunk)
+            if parameter.requires_grad:
+                parameter.copy_(shrunk)
         self.steps += 1
 
     def advance(self) -> None:

@@ -29,7 +29,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor, nn
 
-from fxprune.errors import FxpruneWarning, NothingToPruneError
+from fxprune.errors import BudgetError, FxpruneWarning, NothingToPruneError, WeightError
 from fxprune.graph.channels import ChannelGroup
 from fxprune.score.scores import gamma_sum
 from fxprune.train.gamma_l1 import gammas
@@ -86,7 +86,13 @@ class Readiness:
         return self.overall.spare
 
     def flattened(self, ratio: float | None = None) -> tuple[str, ...]:
-        """Names of the norms of which a global cut leaves less than ``FLAT`` (clause 3); at ``spare`` unless a ratio is given."""
+        """Names of the norms of which a global cut leaves less than ``FLAT`` (clause 3); at ``spare`` unless a ratio is given.
+
+        Raises:
+            BudgetError: a ratio outside [0, 1].
+        """
+        if ratio is not None and not 0 <= ratio <= 1:
+            raise BudgetError(f"ratio must be in [0, 1], got {ratio!r}.", expected="a share", got=ratio)
         merged = torch.cat(self.values).sort().values
         count = round((self.spare if ratio is None else ratio) * len(merged))
         if count == 0:
@@ -148,6 +154,7 @@ def readiness(model: nn.Module, thresholds: Sequence[float] = THRESHOLDS) -> Rea
 
     Raises:
         NothingToPruneError: the model has no gamma.
+        WeightError: gammas that are NaN or infinite.
     """
     found = {name: gamma.detach().abs().flatten().to("cpu", torch.float64).sort().values for name, gamma in gammas(model).items()}
     found = {name: values for name, values in found.items() if len(values)}
@@ -155,6 +162,13 @@ def readiness(model: nn.Module, thresholds: Sequence[float] = THRESHOLDS) -> Rea
         raise NothingToPruneError(
             f"{type(model).__name__} has no batch or instance norm with a scale, so no gamma can say what is to spare."
         )
+    for name, values in found.items():
+        if not bool(values.isfinite().all()):
+            raise WeightError(
+                f"{name!r} holds NaN or infinite numbers. The model's weights are damaged (did training diverge?).",
+                node=name,
+                expected="finite numbers",
+            )
     limits = tuple(thresholds)
     merged = torch.cat(list(found.values()))
     highest = _spare(list(found.values()))

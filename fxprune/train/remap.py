@@ -1,57 +1,65 @@
 """Training state carried over to a slim model by the index maps of its plan.
 
-1. The maps go from the model that was slimmed to the slim one. If that model was slim already, they are the difference of the two plans
-   (both are in the coordinates of the first original): ``relative``.
+1. The maps go from the model that was slimmed to the slim one. If that model was slim already, they are those of the rounds since (record.py,
+   clause 2), which know what earlier rounds added; or else the difference of the two plans, both in the coordinates of the first original: ``step``.
 2. A tensor that belongs to a parameter or buffer is cut as that one was: for every axis the surviving atoms, in the slim order; axes with blocks of
    rows (plan.py, clause 3) per row block.
 3. An optimizer's state of a parameter may hold tensors of the parameter's rank in which every dimension has the parameter's size or 1
    (momentum, second moments, factored ones as in Adafactor): these are cut along what they have. Single numbers are copied. Anything else
    cannot be cut safely and is refused, unless nothing of the parameter went.
-4. Parameter groups keep their options and their order; membership goes by name. A parameter that slimming added (a bias) has no state
-   and joins the group of its module's other parameters; one that vanished is left out.
+4. Parameter groups keep their options and their order, also where nothing is left of them; membership goes by name. A parameter that slimming added
+   (a bias) has no state and joins the group of its module's other parameters; one that vanished is left out.
+5. A learning-rate scheduler is copied as it is, for the new optimizer. Made anew it would take a first step, which changes rates.
 """
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import reduce
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from fxprune.errors import FxpruneError, PlanMismatchError
-from fxprune.plan import Kept, Plan
+from fxprune.plan import Plan
+from fxprune.record import compose, record_of
 
 Rows = dict[int, tuple[int, ...]]
 
 
-def _plan(module: nn.Module) -> Plan | None:
-    if not isinstance(module, fx.GraphModule):
-        return None
-    found = getattr(module.meta.get("fxprune"), "plan", None)
-    return found if isinstance(found, Plan) else None
-
-
-def relative(model: nn.Module, slim: nn.Module) -> tuple[Kept, Mapping[str, Mapping[int, int]]]:
-    """What of ``model``'s atoms is left in ``slim``, and how many there were, per tensor name and dimension (clause 1).
+def step(model: nn.Module, slim: nn.Module) -> Plan:
+    """The plan that makes ``slim`` of ``model``, in the coordinates of ``model`` (clause 1).
 
     Raises:
         PlanMismatchError: ``slim`` was not made by fxprune, or not from ``model``.
     """
-    final, before = _plan(slim), _plan(model)
-    if final is None:
+    after, before = record_of(slim), record_of(model)
+    if after is None:
         raise PlanMismatchError(
             f"this {type(slim).__name__} carries no plan: it was not made by fxprune.", got=type(slim).__name__
         )
     if before is None:
-        return final.kept, final.sizes
+        return after.plan
+    done = len(before.rounds)
+    if len(after.rounds) > done and after.rounds[:done] == before.rounds:
+        return reduce(compose, after.rounds[done:])
+    return _difference(before.plan, after.plan, {name for name, _ in model.named_parameters()})
+
+
+def _difference(before: Plan, after: Plan, names: set[str]) -> Plan:
+    """What is left of what was left, for a slim model that was not made in further rounds from the other one."""
     kept: dict[str, Rows] = {}
     sizes: dict[str, dict[int, int]] = {}
-    for name, dims in final.kept.items():
+    silent: dict[str, Rows] = {}
+    for name, dims in after.kept.items():
         for dim, rows in dims.items():
-            had = before.kept.get(name, {}).get(dim, tuple(range(final.sizes[name][dim])))
+            had = before.kept.get(name, {}).get(dim, tuple(range(after.sizes[name][dim])))
             place = {atom: i for i, atom in enumerate(had)}
             if not set(rows) <= place.keys():
                 raise PlanMismatchError(
@@ -60,7 +68,11 @@ def relative(model: nn.Module, slim: nn.Module) -> tuple[Kept, Mapping[str, Mapp
                 )
             kept.setdefault(name, {})[dim] = tuple(place[atom] for atom in rows)
             sizes.setdefault(name, {})[dim] = len(had)
-    return kept, sizes
+            quiet = after.silent.get(name, {}).get(dim)
+            if quiet is not None:
+                silent.setdefault(name, {})[dim] = tuple(place[atom] for atom in quiet if atom in place)
+    added = tuple(addition for addition in after.added or () if addition.name not in names)
+    return replace(after, kept=kept, sizes=sizes, silent=silent, added=added)
 
 
 def cut(tensor: Tensor, shape: tuple[int, ...], kept: Mapping[int, tuple[int, ...]], sizes: Mapping[int, int]) -> Tensor:
@@ -102,7 +114,8 @@ class Remap:
     """
 
     def __init__(self, model: nn.Module, slim: nn.Module) -> None:
-        kept, sizes = relative(model, slim)
+        plan = step(model, slim)
+        kept, sizes = plan.kept, plan.sizes
         self.old = _tensors(model)
         # A plan names a tied tensor once; here it answers to every name.
         listed = {id(self.old[name]): name for name in kept if name in self.old}
@@ -209,7 +222,7 @@ def remap_optimizer(optimizer: Optimizer, model: nn.Module, slim: nn.Module) -> 
     """A new optimizer of the same class for ``slim`` with the state that ``optimizer`` has for ``model``; both arguments stay as they are.
 
     For any optimizer whose state obeys clause 3: SGD, Adam, AdamW, RMSprop, Adagrad, Adafactor, ... A learning-rate scheduler belongs to the old
-    optimizer: make one for the new, and load its ``state_dict``.
+    optimizer: ``remap_scheduler`` makes one for the new.
 
     Args:
         optimizer: trains (some of) the parameters of ``model``.
@@ -246,7 +259,7 @@ def remap_optimizer(optimizer: Optimizer, model: nn.Module, slim: nn.Module) -> 
         home = homes.get(name.rpartition(".")[0])
         if name not in maps.old and id(parameter) not in known and home is not None:
             groups[home]["params"].append(parameter)
-    result = _anew(optimizer, [group for group in groups if group["params"]])
+    result = _anew(optimizer, groups)  # groups without parameters too: schedulers count groups
     for name, parameter in moved.items():
         if parameter in optimizer.state:
             result.state[new[name]] = maps.state(name, optimizer.state[parameter])
@@ -267,3 +280,39 @@ def _anew(optimizer: Optimizer, groups: list[dict[str, Any]]) -> Optimizer:
             got=kind.__name__,
         ) from error
     return result
+
+
+def remap_scheduler(scheduler: LRScheduler, optimizer: Optimizer) -> LRScheduler:
+    """A copy of a learning-rate scheduler that goes on with another optimizer (clause 5); the given one stays as it is.
+
+    Args:
+        scheduler: any of ``torch.optim.lr_scheduler``, chained and sequential ones too.
+        optimizer: what ``remap_optimizer`` made of the scheduler's optimizer.
+
+    Raises:
+        FxpruneError: the optimizer has another number of parameter groups.
+    """
+    old: Optimizer = scheduler.optimizer
+    if len(old.param_groups) != len(optimizer.param_groups):
+        raise FxpruneError(
+            f"this {type(scheduler).__name__} schedules {len(old.param_groups)} parameter groups, and the optimizer has "
+            f"{len(optimizer.param_groups)}. Pass what remap_optimizer made of the scheduler's own optimizer.",
+            expected=len(old.param_groups),
+            got=len(optimizer.param_groups),
+        )
+    _tracked(optimizer)
+    return copy.deepcopy(scheduler, {id(old): optimizer})
+
+
+def _tracked(optimizer: Optimizer) -> None:
+    """Note the optimizer's steps, as schedulers do when they are made: they warn where they are stepped before it."""
+    if hasattr(optimizer.step, "_wrapped_by_lr_sched"):
+        return
+    step_ = optimizer.step
+
+    def tracked(*args: Any, **kwargs: Any) -> Any:
+        optimizer._opt_called = True  # type: ignore[attr-defined]
+        return step_(*args, **kwargs)
+
+    tracked._wrapped_by_lr_sched = True  # type: ignore[attr-defined]
+    optimizer.step = tracked  # type: ignore[method-assign]

@@ -63,6 +63,7 @@ class _Site:
         self.base: Tensor | None = _find(original, place)
         self.source = _named(original, self.weight).detach().to(torch.float64)
         self.window = _window(self.node, original, self.source.ndim - 2)
+        self.groups = 1 if self.window is None else int(self.window["groups"])
 
     @property
     def width(self) -> int:
@@ -70,7 +71,7 @@ class _Site:
 
     def kernels(self) -> tuple[Tensor, Tensor]:
         """Weight times constants, and its size without cancellation, over all output channels: ``(out, *window)``."""
-        total = [_contribution(self.source, self.plan, fold) for fold in self.folds]
+        total = [_contribution(self.source, self.plan, fold, self.groups) for fold in self.folds]
         return sum(t for t, _ in total), sum(t for _, t in total)  # type: ignore[return-value]
 
     def rows(self) -> Tensor:
@@ -80,7 +81,7 @@ class _Site:
         return torch.arange(self.width, device="cpu") if kept is None else torch.tensor(kept, dtype=torch.long, device="cpu")
 
 
-def _contribution(weight: Tensor, plan: Plan, fold: Fold) -> tuple[Tensor, Tensor]:
+def _contribution(weight: Tensor, plan: Plan, fold: Fold, groups: int) -> tuple[Tensor, Tensor]:
     sizes = plan.sizes.get(fold.weight, {})
     atoms = torch.zeros(sizes.get(fold.dim, weight.shape[fold.dim]), dtype=torch.float64, device="cpu")
     atoms[list(fold.atoms)] = torch.tensor(fold.values, dtype=torch.float64, device="cpu")
@@ -90,7 +91,6 @@ def _contribution(weight: Tensor, plan: Plan, fold: Fold) -> tuple[Tensor, Tenso
         product = weight * rows.reshape(weight.shape[0], weight.shape[1], *tail)
         return product.sum(1), product.abs().sum(1)
     product = weight * atoms.reshape(-1, 1, *tail)
-    groups = sizes.get(1, weight.shape[1]) // weight.shape[1]
     product = product.reshape(groups, -1, *weight.shape[1:])
     return product.sum(1).flatten(0, 1), product.abs().sum(1).flatten(0, 1)
 
@@ -171,14 +171,15 @@ def _window(node: fx.Node, module: nn.Module, spatial: int) -> dict[str, Any] | 
         return None
     if node.op == "call_module":
         called: Any = _attribute(module, str(node.target))
-        found = {key: getattr(called, key) for key in ("stride", "padding", "dilation", "output_padding")}
+        found = {key: getattr(called, key) for key in ("stride", "padding", "dilation", "output_padding", "groups")}
         found["transposed"] = called.transposed
         if found["padding"] == "same":
             found["padding"] = tuple(d * (k - 1) // 2 for d, k in zip(called.dilation, called.kernel_size, strict=True))
     else:
         transposed = "transpose" in str(getattr(node.target, "__name__", ""))
-        names = ("stride", "padding", "output_padding", "groups", "dilation") if transposed else ("stride", "padding", "dilation")
-        found = {"stride": 1, "padding": 0, "dilation": 1, "output_padding": 0, **dict(zip(names, node.args[3:], strict=False))}
+        last = ("output_padding", "groups", "dilation") if transposed else ("dilation", "groups")
+        found = {"stride": 1, "padding": 0, "dilation": 1, "output_padding": 0, "groups": 1}
+        found.update(zip(("stride", "padding", *last), node.args[3:], strict=False))
         found.update(node.kwargs)
         found["transposed"] = transposed
     for key in ("stride", "padding", "dilation", "output_padding"):

@@ -27,7 +27,7 @@ BESIDE = {
     "absorb": {"errors", "folds", "plan", "capture", "provenance", "graph", "solve", "absorb"},
     "zoo": {"errors", "zoo"},
     "data": {"errors", "data"},
-    "train": {"errors", "plan", "graph", "score", "train"},
+    "train": {"errors", "plan", "graph", "score", "record", "train"},
     "timing": {"timing"},
     "progress": set(),
     "quiet": set(),

@@ -1,7 +1,8 @@
 """A run's state, in one file that is always whole.
 
 1. A file is written under another name in the same folder, flushed to the disk, and then renamed over the old one; the folder is
-   flushed too. Whoever reads, and whenever the writer is killed, finds the old state or the new one.
+   flushed too. Whoever reads, and whenever the writer is killed, finds the old state or the new one. What a killed writer leaves behind is removed by
+   the next run (``tidy``).
 2. It holds tensors, numbers and texts only: ``torch.load(path, weights_only=True)`` reads it, so no code in it can run.
 3. ``State`` is all that a run needs to go on: what follows from the settings is not in it, what was drawn at random is drawn from
    seeds that follow from the settings and the step.
@@ -37,6 +38,7 @@ class State:
         model: state dict of the network.
         optimizer: its state dict; empty before the first step of a phase.
         sparsity: steps of the penalty.
+        scaler: state dict of the gradient scaler; empty where gradients are not scaled.
         sums: loss, hits and images of the epoch so far.
         rows: one per finished epoch.
         stages: one per network that was measured: trained, slimmed, tuned.
@@ -49,6 +51,7 @@ class State:
     model: dict[str, Tensor] = field(default_factory=dict)
     optimizer: dict[str, Any] = field(default_factory=dict)
     sparsity: dict[str, float | int] = field(default_factory=dict)
+    scaler: dict[str, Any] = field(default_factory=dict)
     sums: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
     rows: list[dict[str, float | int | str]] = field(default_factory=list)
     stages: list[dict[str, float | int | str]] = field(default_factory=list)
@@ -72,6 +75,12 @@ def write_whole(path: Path, data: bytes) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def tidy(folder: Path) -> None:
+    """Remove drafts that nobody will finish."""
+    for draft in folder.glob(".*.draft"):
+        draft.unlink(missing_ok=True)
 
 
 def save(path: Path, content: Mapping[str, Any]) -> None:

@@ -84,6 +84,8 @@ def train(run: Run, state: State, teacher: nn.Module | None = None) -> State:
     )
     if state.optimizer:
         plain.load_state_dict(state.optimizer)
+    if state.scaler:
+        fabric.strategy.precision.load_state_dict(state.scaler)
     optimizer = fabric.setup_optimizers(plain)
     sparsity = _sparsity(run, inner, phase)
     if sparsity is not None and state.sparsity:
@@ -105,10 +107,10 @@ def _sparsity(run: Run, inner: nn.Module, phase: Phase) -> Penalty | None:
     settings = run.settings
     if phase.kind != "sparse" or settings.method == "none":
         return None
-    if not settings.coupled:
-        return GammaL1(inner, settings.the_strength)
     parameter = next(inner.parameters())
     graph = fxprune.analyze(inner, example(run.images, parameter.dtype).to(parameter.device))
+    if not settings.coupled:
+        return GammaL1(inner, settings.the_strength, graph=graph)
     return GroupL1(inner, graph, settings.the_strength)
 
 
@@ -192,7 +194,10 @@ class _Loop:
         """The state after so many steps, with copies on the CPU."""
         model = {name: tensor.detach().cpu().clone() for name, tensor in self.inner.state_dict().items()}
         sparsity = {} if self.sparsity is None else self.sparsity.state_dict()
-        return replace(state, step=step, sums=sums, model=model, optimizer=self.plain.state_dict(), sparsity=sparsity)
+        scaler = dict(self.run.fabric.strategy.precision.state_dict())
+        return replace(
+            state, step=step, sums=sums, model=model, optimizer=self.plain.state_dict(), sparsity=sparsity, scaler=scaler
+        )
 
     def _row(self, state: State, epoch: int, rate: float, sums: list[float]) -> dict[str, float | int | str]:
         loss, hits, count = sums

@@ -25,7 +25,7 @@ from fxprune.train.gamma_l1 import gammas
 from fxprune.train.readiness import readiness
 from fxprune.train.recalibrate import recalibrate
 from fxprune.train.recipe.batches import Share, seed_of
-from fxprune.train.recipe.checkpoint import State, load_state, save, write_whole
+from fxprune.train.recipe.checkpoint import State, load_state, save, tidy, write_whole
 from fxprune.train.recipe.journal import Journal, table_of
 from fxprune.train.recipe.launch import launch
 from fxprune.train.recipe.networks import dtype_of, example, prepared, restored
@@ -87,6 +87,7 @@ def run(
 
 
 def _taken_up(settings: Settings, folder: Path) -> State:
+    tidy(folder)
     state = load_state(folder)
     if state is None:
         return State(settings.to_json())
@@ -142,7 +143,10 @@ def _slimmed(run: Run, state: State) -> State:
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always", FxpruneWarning)
         slim: nn.Module = fxprune.slim(
-            model, settings.ratio, example(run.images, dtype_of(state.model)), floor=settings.the_floor, absorb=settings.absorb
+            *(model, settings.ratio, example(run.images, dtype_of(state.model))),
+            layout=settings.layout,
+            floor=settings.the_floor,
+            absorb=settings.absorb,
         )
     for warning in seen:
         run.journal.say(f"note: {warning.message}")

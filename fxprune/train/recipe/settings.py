@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 METHODS = ("subgradient", "penalty", "proximal", "none")
+LAYOUTS = ("coupled", "selection")  # "auto" goes by the clock, and equal settings have to compute the same
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "64-true")
 
 
@@ -35,6 +36,7 @@ class Settings:
         passes: how often to train, slim and fine-tune.
         ratio: share of the channels that goes in each pass, in [0, 1).
         floor: share of each group that stays in each pass; negative: 0.1, or 0.5 with several passes.
+        layout: "coupled", or "selection" as in the paper's residual and dense networks (``fxprune.slim``).
         absorb: as for ``fxprune.slim``.
         recalibrate: batches from which BN statistics are estimated anew after slimming; 0: they stay.
         epochs: of each training with sparsity.
@@ -63,6 +65,7 @@ class Settings:
     passes: int = 1
     ratio: float = 0.5
     floor: float = -1.0
+    layout: str = "coupled"
     absorb: bool = True
     recalibrate: int = 0
     epochs: int = 160
@@ -80,7 +83,7 @@ class Settings:
     precision: str = "32-true"
 
     def __post_init__(self) -> None:
-        for name, allowed in (("method", METHODS), ("precision", PRECISIONS)):
+        for name, allowed in (("method", METHODS), ("layout", LAYOUTS), ("precision", PRECISIONS)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}.")
         for name, least in (("passes", 1), ("epochs", 0), ("batch", 1), ("rate", 0), ("subset", 0), ("recalibrate", 0)):

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import fxprune
 from fxprune.absorb.fact import pointwise, small
@@ -384,6 +384,29 @@ def test_denormals_are_flushed() -> None:
     row = slim.get_submodule("second").weight[0].detach()
     assert float(row[1].abs().max()) == 0
     assert float(row[2].min()) == pytest.approx(1e-37)
+
+
+@pytest.mark.parametrize("traced", [True, False])
+def test_no_slim_model_holds_denormals(traced: bool) -> None:
+    """Weights and statistics, also of a model that no tracer takes."""
+
+    class Deciding(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.inner(x)
+            return y if traced or float(y.detach().sum()) > 0 else -y
+
+    model = Deciding(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 2, 1)))
+    state = model.state_dict()
+    for name in ("inner.0.weight", "inner.1.bias", "inner.1.running_mean", "inner.1.running_var"):
+        state[name].reshape(-1)[::3] = 1e-40
+    slim: nn.Module = fxprune.slim(model.eval(), 0.3, torch.randn(2, 3, 6, 6))
+    assert isinstance(slim, fx.GraphModule) == traced
+    tiny = torch.finfo(torch.float32).tiny
+    assert all(bool(((t == 0) | (t.abs() >= tiny)).all()) for t in slim.state_dict().values() if t.is_floating_point())
 
 
 @pytest.mark.parametrize("kind", KINDS)

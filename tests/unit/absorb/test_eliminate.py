@@ -159,6 +159,43 @@ def test_an_emptied_layer_keeps_one_channel() -> None:
     assert same(slim, model)
 
 
+def test_what_feeds_an_emptied_layer_is_dead_too() -> None:
+    """The channel that has to stay is beta whatever it reads, so it reads next to nothing."""
+    model = chain()
+    model[1].weight.data.zero_()  # type: ignore[index, operator]
+    model[3].weight.data.zero_()  # type: ignore[index, operator]
+    slim = fxprune.eliminate_dead_channels(model, IMAGE)
+    assert widths(slim)[:3] == [1, 1, 1]
+    assert same(slim, model)
+    assert fxprune.absorption_of(slim).exact
+    assert not fxprune.absorption_of(slim).losses
+
+
+def test_masks_on_several_tensors_of_one_module() -> None:
+    model = chain()
+    prune.ln_structured(model[3], "weight", 0.5, 2, 0)
+    prune.random_unstructured(model[3], "bias", 0.5)
+    prune.l1_unstructured(model[1], "weight", 0.5)
+    prune.random_unstructured(model[1], "bias", 0.25)
+    before = Snapshot(model)
+    slim = fxprune.eliminate_dead_channels(model, IMAGE)
+    assert not before.differences(model)
+    assert widths(slim)[:2] == [4, 4]
+    assert same(slim, model)
+    assert list(slim.state_dict()) == list(chain().state_dict())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_held_to_its_own_rounding(dtype: torch.dtype) -> None:
+    """Constants that go into biases are rounded to the model's dtype."""
+    model = chain().to(dtype)
+    model[1].weight.data[:4] = 0  # type: ignore[index, operator]
+    slim = fxprune.eliminate_dead_channels(model, IMAGE.to(dtype))
+    assert widths(slim)[0] == 4
+    assert {p.dtype for p in slim.parameters()} == {dtype}
+    assert fxprune.absorption_of(slim).difference <= 8 * torch.finfo(dtype).eps
+
+
 def test_a_slim_model_and_other_precisions() -> None:
     model = chain()
     with torch.no_grad():

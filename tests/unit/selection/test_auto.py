@@ -39,7 +39,7 @@ class Slow(nn.Module):
         return x
 
 
-@pytest.mark.parametrize(("times", "taken"), [((2.0, 1.0), "selection"), ((1.0, 2.0), "coupled"), ((1.0, 0.99), "coupled")])
+@pytest.mark.parametrize(("times", "taken"), [((2.0, 1.0), "selection"), ((1.0, 2.0), "coupled"), ((1.0, 0.97), "coupled")])
 def test_the_faster_layout_is_taken_and_both_times_are_told(monkeypatch: Any, times: tuple[float, float], taken: str) -> None:
     monkeypatch.setattr(layouts, "interleaved", lambda *_: times)
     model = seeded(Shared(branches=3, width=12))
@@ -47,9 +47,92 @@ def test_the_faster_layout_is_taken_and_both_times_are_told(monkeypatch: Any, ti
     plan = fxprune.plan_of(slim)
     assert plan.layout == taken
     assert [f"{seconds * 1e3:.3g} ms" in plan.notes[0] for seconds in times] == [True, True]
-    assert fxprune.plan(fxprune.analyze(model, image()), 0.4, layout="auto").layout == taken
-    alone = fxprune.plan_of(fxprune.slim(model, 0.4, image(), layout=taken, absorb=False))
-    assert alone.kept == plan.kept
+    again = fxprune.plan(fxprune.analyze(model, image()), 0.4, layout="auto")
+    assert (again.layout, again.kept, again.asked, again.achieved) == (taken, plan.kept, 0.4, plan.achieved)
+
+
+def total(model: nn.Module, plan: fxprune.Plan) -> float:
+    """The sum of |gamma| that a plan keeps."""
+    norms = {n: m for n, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)}
+    return sum(float(m.weight.detach().abs()[list(plan.kept[f"{n}.weight"][0])].sum()) for n, m in norms.items())
+
+
+@pytest.mark.parametrize("score", ["auto", "l1"])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_layouts_are_compared_at_the_same_score(monkeypatch: Any, seed: int, score: str) -> None:
+    """Neither removes less than was asked; neither keeps less than the other one would at the ratio that was asked."""
+    model, x = seeded(Shared(branches=4, width=16), seed), image()
+    asked = {
+        layout: fxprune.plan_of(fxprune.slim(model, 0.3, x, layout=layout, score=score)) for layout in ("coupled", "selection")
+    }
+    for times, taken in (((2.0, 1.0), "selection"), ((1.0, 2.0), "coupled")):
+        monkeypatch.setattr(layouts, "interleaved", lambda *_, times=times: times)
+        plan = fxprune.plan_of(fxprune.slim(model, 0.3, x, layout="auto", score=score))
+        if "saves neither" not in plan.notes[0]:
+            assert plan.layout == taken
+        assert plan.asked == 0.3
+        assert plan.achieved >= asked[plan.layout].achieved - 1e-9
+        if score == "auto":
+            assert total(model, plan) >= min(total(model, p) for p in asked.values()) * (1 - 1e-9)
+
+
+def test_the_warning_names_the_ratio_that_was_asked(monkeypatch: Any) -> None:
+    monkeypatch.setattr(layouts, "interleaved", lambda *_: (2.0, 1.0))
+    model = seeded(Shared(branches=3, width=12))
+    with pytest.warns(fxprune.FxpruneWarning, match=r"the ratio 0\.4 cuts into large scale factors") as seen:
+        plan = fxprune.plan(fxprune.analyze(model, image()), 0.4, layout="auto")
+    assert len(seen) == 1
+    assert plan.layout == "selection"
+    assert plan.achieved > 0.45
+
+
+def test_gammas_of_zero_cost_no_score() -> None:
+    """Every branch reads another third of the stream: coupled channels always hold a large gamma, so only selection removes the zeros."""
+    model, x = seeded(Shared(branches=3, width=12)), image()
+    for number, branch in enumerate(model.branches):  # type: ignore[union-attr, arg-type]
+        branch.bn.weight.data = torch.tensor([float(i % 3 == number) for i in range(12)]).double()  # type: ignore[union-attr]
+    graph = fxprune.analyze(model, x)
+    seen: list[fxprune.Plan] = []
+
+    def make(graph: Any, layout: str, ratio: float | None) -> fxprune.Plan:
+        seen.append(fxprune.plan(graph, ratio, layout=layout))
+        return seen[-1]
+
+    chosen = layouts.choose(graph, make, 0.2, lambda _: "auto")
+    assert chosen.ratio is not None
+    best = fxprune.plan(graph, chosen.ratio, layout=chosen.layout)
+    assert chosen.layout == "selection" or chosen.ratio == 0.2
+    assert total(model, best) >= min(total(model, p) for p in seen[:2])
+
+
+def test_where_selection_saves_no_work_no_clock_is_asked() -> None:
+    """A chain is the same in both layouts; and a ratio of 0 removes nothing."""
+    chain = seeded(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1)))
+
+    def clock() -> float:
+        raise AssertionError
+
+    for model, ratio in ((chain, 0.4), (seeded(Shared()), 0.0)):
+        graph = fxprune.analyze(model, image())
+        chosen = layouts.choose(
+            graph, lambda g, layout, share: fxprune.plan(g, share, layout=layout), ratio, lambda _: "auto", clock
+        )
+        assert (chosen.layout, chosen.ratio) == ("coupled", ratio)
+        assert "saves neither" in chosen.note
+
+
+def test_scores_that_are_no_sums_are_compared_at_the_ratio() -> None:
+    def last_first(group: Any) -> Tensor:
+        return -torch.arange(len(group), dtype=torch.float64)
+
+    plan = fxprune.plan(fxprune.analyze(seeded(Shared(branches=3, width=12)), image()), 0.4, layout="auto", score=last_first)
+    assert "at the same score" not in plan.notes[0]
+
+
+def test_a_budget_takes_the_coupled_layout() -> None:
+    slim = fxprune.slim(seeded(Shared(width=12)), None, image(), budget=fxprune.Budget(macs=0.6), layout="auto")
+    assert fxprune.plan_of(slim).layout == "coupled"
+    assert "'selection' cannot be had" in fxprune.plan_of(slim).notes[0]
 
 
 def test_calls_are_interleaved_and_the_least_of_them_counts() -> None:

@@ -89,6 +89,18 @@ def test_frozen_gammas_are_left_alone() -> None:
     assert model[0].weight.tolist() == [1, 1, 1]
 
 
+def test_gammas_that_are_frozen_later_are_left_alone_too() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3))
+    sparsity = train.GammaL1(model, 0.5)
+    model[0].weight.requires_grad_(False)
+    sparsity.add_gradient()
+    assert model[0].weight.grad is None
+    assert model[1].weight.grad is not None
+    sparsity.shrink(torch.optim.SGD(model.parameters(), lr=0.1))
+    assert model[0].weight.tolist() == [1, 1, 1]
+    assert model[1].weight.tolist() == pytest.approx([0.95] * 3)
+
+
 def test_nothing_to_make_sparse_is_an_error() -> None:
     with pytest.raises(NothingToPruneError, match="Linear has no batch or instance norm"):
         train.GammaL1(nn.Linear(2, 2))

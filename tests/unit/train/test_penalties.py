@@ -126,8 +126,19 @@ def test_what_cannot_go_is_left_alone() -> None:
     assert model.out.weight.grad is None
     assert model.out.weight.tolist() == [0.5] * 5
     assert model.norm.weight.grad is not None
-    with pytest.raises(NothingToPruneError, match="no trained gamma of Head belongs to a channel that can go"):
-        train.GroupL1(model, fxprune.analyze(model, image(), keep=["norm"]))
+    assert list(train.GammaL1(model, graph=graph).parameters) == ["norm.weight"]
+    assert list(train.GammaL1(model).parameters) == ["norm.weight", "out.weight"]
+    for kind in (train.GroupL1, lambda model, graph: train.GammaL1(model, graph=graph)):
+        with pytest.raises(NothingToPruneError, match="no trained gamma of Head belongs to a channel that can go"):
+            kind(model, fxprune.analyze(model, image(), keep=["norm"]))
+
+
+def test_a_graph_serves_the_model_in_its_wrapper_too() -> None:
+    model = seeded(Residual())
+    graph = fxprune.analyze(model, image())
+    wrapped = nn.DataParallel(model)
+    for kind in (train.GroupL1(wrapped, graph, 0.1), train.GammaL1(wrapped, 0.1, graph=graph)):
+        assert sorted(kind.parameters) == ["module.bn0.weight", "module.bn1.weight", "module.bn2.weight"]
 
 
 def test_weight_penalties() -> None:

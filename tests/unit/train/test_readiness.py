@@ -12,7 +12,7 @@ from torch import nn
 
 import fxprune
 from fxprune import train
-from fxprune.errors import FxpruneWarning, NothingToPruneError
+from fxprune.errors import BudgetError, FxpruneWarning, NothingToPruneError, WeightError
 from fxprune.train.readiness import LARGE, cut_into
 from tests.unit.api.nets import Chain, image, seeded
 
@@ -61,6 +61,15 @@ def test_the_table_shows_every_norm_and_leaves_the_model_alone() -> None:
     assert "bn2.weight" in text
     assert "< 0.25" in text
     torch.testing.assert_close(dict(model.state_dict()), before)
+
+
+def test_damaged_gammas_and_shares_that_make_no_sense_are_refused() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(4), nn.BatchNorm1d(4))
+    with pytest.raises(BudgetError, match=r"ratio must be in \[0, 1\], got 40"):
+        train.readiness(model).flattened(40)
+    model[1].weight.data[2] = float("nan")
+    with pytest.raises(WeightError, match=r"'1\.weight' holds NaN"):
+        train.readiness(model)
 
 
 def test_no_gamma_is_an_error() -> None:

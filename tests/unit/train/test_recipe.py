@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 import fxprune
 from fxprune import train
@@ -107,6 +108,45 @@ def test_a_run_leaves_a_state_a_log_and_results(tmp_path: Path) -> None:
     assert same(done(SMALL, tmp_path), state)  # a finished run is done
 
 
+def branching(num_classes: int = 10) -> nn.Module:
+    """A stem that three batch norms read."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.LazyConv2d(12, 3)
+            self.norms = nn.ModuleList(nn.BatchNorm2d(12) for _ in range(3))
+            self.convs = nn.ModuleList(nn.Conv2d(12, 4, 3, padding=1) for _ in range(3))
+            self.fc = nn.Linear(12, num_classes)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            found = [conv(norm(x).relu()).mean((2, 3)) for norm, conv in zip(self.norms, self.convs, strict=True)]
+            y: Tensor = self.fc(torch.cat(found, 1))
+            return y
+
+    model = Net()
+    model(torch.zeros(2, 1, 8, 8))
+    return model
+
+
+def test_the_selection_layout_of_the_paper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slimmed twice with constants absorbed; interruptions change nothing, and what a killed writer left behind goes."""
+    monkeypatch.setattr(fxprune.zoo, "branching", branching, raising=False)
+    settings = replace(SMALL, network="branching", layout="selection", floor=0.1, distill=0.0, strength=0.1)
+    whole = done(settings, tmp_path / "whole", every=1)
+    plan = fxprune.Plan.from_json(whole.plan)
+    assert plan.layout == "selection"
+    assert len({plan.kept[f"norms.{i}.weight"][0] for i in range(3)}) > 1
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / ".state.pt.1.draft").write_bytes(b"half a state")
+    found, breaks = interrupted(settings, broken, 2, every=1)
+    assert breaks > 1
+    assert same(found, whole)
+    assert not list(broken.glob(".*.draft"))
+
+
 def test_other_settings_for_the_same_folder_are_refused(tmp_path: Path) -> None:
     short = replace(SMALL, epochs=1, tune_epochs=0, passes=1, distill=0.0)
     done(short, tmp_path)
@@ -136,6 +176,26 @@ def test_precisions(tmp_path: Path, precision: str) -> None:
     state = done(replace(SMALL, precision=precision, epochs=1), tmp_path)
     assert state.model["hidden.0.weight"].dtype == (torch.float64 if precision == "64-true" else torch.float32)
     assert all(bool(torch.isfinite(t).all()) for t in state.model.values())
+
+
+def test_a_gradient_scaler_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half precision with scaled gradients needs an accelerator; here Fabric's precision plugin has a scale of its own."""
+    from lightning_fabric.plugins.precision.precision import Precision
+
+    loaded: list[Any] = []
+    monkeypatch.setattr(Precision, "state_dict", lambda _: {"scale": 1024.0, "_growth_tracker": 7})
+    monkeypatch.setattr(Precision, "load_state_dict", lambda _, state: loaded.append(dict(state)))
+
+    def on_step(_phase: int, step: int) -> None:
+        if step == 2 and not loaded:
+            raise KilledError
+
+    settings = replace(SMALL, passes=1, distill=0.0)
+    with pytest.raises(KilledError):
+        done(settings, tmp_path, every=1, on_step=on_step)
+    assert not loaded
+    state = done(settings, tmp_path, every=1)
+    assert loaded[0] == {"scale": 1024.0, "_growth_tracker": 7} == state.scaler
 
 
 def test_a_file_is_old_or_new_and_never_between(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,7 @@ class _Sums:
         self.arrival = arrival
         self.index = torch.from_numpy(arrival.atoms)
         self.count = 0
-        self.total = torch.zeros(len(arrival.atoms), dtype=torch.float64)
+        self.total = torch.zeros(len(arrival.atoms), dtype=torch.float64, device="cpu")
         self.squares = torch.zeros_like(self.total)
 
     def see(self, x: Tensor) -> None:

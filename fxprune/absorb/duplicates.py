@@ -175,7 +175,7 @@ def _rows(group: ChannelGroup, made: Made) -> Tensor:
     order = torch.from_numpy(made.rows.atom[np.argsort(made.rows.channel, kind="stable")])
     weight = group.tensors[made.rows.name].detach().movedim(made.rows.dim, 0).flatten(1).to("cpu", torch.float64)[order]
     bias = made.module._parameters.get("bias")
-    shift = torch.zeros(len(order), dtype=torch.float64) if bias is None else _vector(bias)[order]
+    shift = torch.zeros(len(order), dtype=torch.float64, device="cpu") if bias is None else _vector(bias)[order]
     if made.norm is not None:
         norm: Any = made.norm
         scale = (_vector(norm.running_var) + norm.eps).rsqrt()
@@ -198,7 +198,7 @@ def _multiples(rows: Tensor, passed: int, tolerance: float) -> list[tuple[int, i
         return []
     units = rows / norms.clamp(min=1e-300)[:, None] if passed > EQUAL else rows
     generator = torch.Generator().manual_seed(0)
-    probe = units @ torch.randn(rows.shape[1], generator=generator, dtype=torch.float64)
+    probe = units @ torch.randn(rows.shape[1], generator=generator, dtype=torch.float64, device="cpu")
     probe = probe.abs() if passed == ANY else probe
     order = sorted(alive, key=lambda i: float(probe[i]))
     near = 1e-5 * float(probe.abs().max())

@@ -50,7 +50,7 @@ class Fact:
 
 def unknown(shape: Sequence[int]) -> Fact:
     """A value of which nothing is known."""
-    nothing = torch.full((1,) * len(shape), torch.nan, dtype=torch.float64)
+    nothing = torch.full((1,) * len(shape), torch.nan, dtype=torch.float64, device="cpu")
     return Fact(nothing.expand(tuple(shape)), torch.zeros_like(nothing), known=False)
 
 

@@ -152,7 +152,7 @@ def _arithmetic(node: fx.Node, root: nn.Module, ranks: Mapping[str, int]) -> Aff
     if isinstance(other, bool) or (node.target in (operator.imul, operator.iadd) and source is right):
         return None
     if isinstance(other, (int, float)):
-        values: Tensor | None = torch.tensor([float(other)], dtype=torch.float64)
+        values: Tensor | None = torch.tensor([float(other)], dtype=torch.float64, device="cpu")
     else:
         value = constant(other, root)
         if value is None or not value.is_floating_point() or value.dim() > ranks.get(source.name, 0):

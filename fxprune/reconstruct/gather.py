@@ -117,11 +117,11 @@ class Site:
 class _Batch:
     """What is seen of one call of a site in one batch."""
 
-    places: Tensor = field(default_factory=lambda: torch.empty(0))
+    places: Tensor = field(default_factory=lambda: torch.empty(0, device="cpu"))
     shape: torch.Size = field(default_factory=torch.Size)
-    wanted: Tensor = field(default_factory=lambda: torch.empty(0))
+    wanted: Tensor = field(default_factory=lambda: torch.empty(0, device="cpu"))
     shortcut: Tensor | None = None
-    inputs: Tensor = field(default_factory=lambda: torch.empty(0))
+    inputs: Tensor = field(default_factory=lambda: torch.empty(0, device="cpu"))
     lost: Tensor | None = None
 
 

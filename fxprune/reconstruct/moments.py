@@ -35,7 +35,7 @@ class Moments:
     def __init__(self) -> None:
         self.count = 0
         self._sums: tuple[Tensor, ...] = ()
-        self._shift: tuple[Tensor, Tensor] = (torch.empty(0), torch.empty(0))
+        self._shift: tuple[Tensor, Tensor] = (torch.empty(0, device="cpu"), torch.empty(0, device="cpu"))
 
     def add(self, x: Tensor, y: Tensor) -> None:
         """Rows ``x (n, blocks, columns)`` and ``y (n, blocks, rows)``."""

@@ -239,7 +239,7 @@ def heard(program: Program, found: Sequence[Target], inputs: Inputs) -> set[int]
 def _silence(program: Program, target: Target, noise: bool) -> None:
     """The readers' columns of half of the channels become zero; with ``noise``, what produces these becomes large random numbers."""
     generator = torch.Generator().manual_seed(0)
-    half = torch.randperm(len(target.group), generator=generator)[: max(1, len(target.group) // 2)].numpy()
+    half = torch.randperm(len(target.group), generator=generator, device="cpu")[: max(1, len(target.group) // 2)].numpy()
     for member in target.group.members:
         tensor = program.tensors[member.name]
         atoms = member.atom[np.isin(member.channel, half)]
@@ -252,7 +252,7 @@ def _silence(program: Program, target: Target, noise: bool) -> None:
                 tensor,
                 member,
                 atoms,
-                lambda old: LOUD * torch.randn(old.shape, generator=generator, dtype=torch.float64).to(old),
+                lambda old: LOUD * torch.randn(old.shape, generator=generator, dtype=torch.float64, device="cpu").to(old),
             )
 
 

@@ -141,7 +141,7 @@ def named(name: str) -> Score:
 
 def _numbers(result: object, name: str, group: ChannelGroup) -> Tensor:
     try:
-        return torch.as_tensor(result).detach().to("cpu", torch.float64)
+        return torch.as_tensor(result, device="cpu").detach().to("cpu", torch.float64)
     except (TypeError, ValueError, RuntimeError) as error:
         raise BudgetError(
             f"score {name!r} must return a tensor of {len(group)} numbers for group {group.name!r}, got {result!r}.",

@@ -167,7 +167,7 @@ def _moves(model: nn.Module, known: Sequence[Touch], chosen: Mask, inputs: Input
         generator = torch.Generator().manual_seed(seed)
 
         def noise(old: Tensor, generator: torch.Generator = generator) -> Tensor:
-            return LOUD * torch.randn(old.shape, generator=generator, dtype=torch.float64).to(old)
+            return LOUD * torch.randn(old.shape, generator=generator, dtype=torch.float64, device="cpu").to(old)
 
         for touch in known:
             if not touch.member.reads and (atoms := touch.of(chosen)).size:
@@ -279,7 +279,7 @@ def randomised(inputs: Inputs, count: int = 2) -> list[Inputs]:
     generator = torch.Generator().manual_seed(0)
 
     def random(x: Tensor) -> Tensor:
-        return torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x) if x.is_floating_point() else x
+        return torch.randn(x.shape, generator=generator, dtype=torch.float64, device="cpu").to(x) if x.is_floating_point() else x
 
     return [inputs.map(random) for _ in range(count)]
 
@@ -315,7 +315,11 @@ def _absorb(module: Any, member: Member, atoms: Ids, values: Tensor) -> None:
         if member.blocks > 1:
             size = weight.shape[1]
             rows = weight[chosen // size, chosen % size].flatten(2).sum(-1) * values[chosen, None]  # atoms, rows of the block
-            more = torch.zeros(member.blocks, rows.shape[1], dtype=torch.float64).index_add_(0, chosen // size, rows).flatten()
+            more = (
+                torch.zeros(member.blocks, rows.shape[1], dtype=torch.float64, device="cpu")
+                .index_add_(0, chosen // size, rows)
+                .flatten()
+            )
         else:
             more = (
                 (weight[chosen].flatten(2).sum(-1) * values[chosen, None]).sum(0)

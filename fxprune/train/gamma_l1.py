@@ -115,7 +115,7 @@ class GroupL1(Penalty):
         for group in graph.groups:
             for member in group.members:
                 if member.name in trained and member.name in group.gammas:
-                    own = numbers.setdefault(member.name, torch.zeros(len(trained[member.name]), dtype=torch.int64))
+                    own = numbers.setdefault(member.name, torch.zeros(len(trained[member.name]), dtype=torch.int64, device="cpu"))
                     own[torch.from_numpy(member.atom)] = torch.from_numpy(group.channels[member.channel]) + 1
         if not numbers:
             raise NothingToPruneError(

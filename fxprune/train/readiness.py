@@ -184,7 +184,7 @@ def _spare(norms: Sequence[Tensor]) -> float:
 
 
 def _distribution(name: str, ordered: Tensor, thresholds: Sequence[float], highest: float) -> Distribution:
-    marks = torch.quantile(ordered, torch.linspace(0, 1, 5, dtype=torch.float64)).tolist()
+    marks = torch.quantile(ordered, torch.linspace(0, 1, 5, dtype=torch.float64, device="cpu")).tolist()
     below = tuple(float((ordered < t).double().mean()) for t in thresholds)
     spare = float((ordered <= highest).double().mean())
     return Distribution(name, len(ordered), (marks[0], marks[1], marks[2], marks[3], marks[4]), below, spare)

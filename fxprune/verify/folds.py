@@ -82,8 +82,8 @@ class _Site:
 
 def _contribution(weight: Tensor, plan: Plan, fold: Fold) -> tuple[Tensor, Tensor]:
     sizes = plan.sizes.get(fold.weight, {})
-    atoms = torch.zeros(sizes.get(fold.dim, weight.shape[fold.dim]), dtype=torch.float64, device="cpu")
-    atoms[list(fold.atoms)] = torch.tensor(fold.values, dtype=torch.float64, device="cpu")
+    atoms = torch.zeros(sizes.get(fold.dim, weight.shape[fold.dim]), dtype=torch.float64, device=weight.device)
+    atoms[list(fold.atoms)] = torch.tensor(fold.values, dtype=torch.float64, device=weight.device)
     tail = [1] * (weight.ndim - 2)
     if fold.dim == 1:
         rows = atoms.reshape(-1, 1, weight.shape[1]).expand(-1, weight.shape[0] * weight.shape[1] // len(atoms), -1)
@@ -116,9 +116,9 @@ def _fold(site: _Site, copied: nn.Module, memo: Mapping[int, Any], behind: dict[
     whole[rows] = stored
     if site.base is not None:
         own = memo[id(site.base)]
-        own.detach().copy_(torch.where(_among(rows, len(base)), whole, own))
+        own.detach().copy_(torch.where(_among(rows, base), whole, own))
         return
-    mask = plan_mask(site.place, torch.empty(len(whole), device="cpu"), {0: rows.tolist()}, {0: len(whole)})
+    mask = plan_mask(site.place, whole, {0: rows.tolist()}, {0: len(whole)})
     if site.form == "bias":
         _attribute(copied, site.place.rpartition(".")[0])._parameters["bias"] = mark(
             nn.Parameter(whole.to(_dtype(copied)), requires_grad=False), mask
@@ -133,8 +133,8 @@ def _fold(site: _Site, copied: nn.Module, memo: Mapping[int, Any], behind: dict[
         behind[site.node.name] = _after(behind.get(site.node.name), _mapping(whole, mask, site.window))
 
 
-def _among(rows: Tensor, count: int) -> Tensor:
-    found = torch.zeros(count, dtype=torch.bool, device="cpu")
+def _among(rows: Tensor, base: Tensor) -> Tensor:
+    found = torch.zeros(len(base), dtype=torch.bool, device=base.device)
     found[rows] = True
     return found
 
@@ -151,7 +151,7 @@ def _adding(more: Tensor) -> Behind:
 def _mapping(kernels: Tensor, mask: Any, window: Mapping[str, Any]) -> Behind:
     def add(value: Tensor, image: Any) -> Tensor:
         spatial = len(window["stride"])
-        ones = torch.ones(1, 1, *image.shape[2:], dtype=kernels.dtype, device="cpu")
+        ones = torch.ones(1, 1, *image.shape[2:], dtype=kernels.dtype, device=kernels.device)
         more: Tensor
         settings = {key: window[key] for key in ("stride", "padding", "dilation")}
         if window["transposed"]:

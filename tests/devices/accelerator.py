@@ -30,13 +30,18 @@ def load() -> None:
     """
     if hasattr(torch, NAME):
         return
-    torch.ops.load_library(str(_built()))
+    torch.ops.load_library(str(build()))
     torch.utils.rename_privateuse1_backend(NAME)
     torch._register_device_module(NAME, _module())
     torch.utils.generate_methods_for_privateuse1_backend()
 
 
-def _built() -> Path:
+def build() -> Path:
+    """The library, from the cache where it is there.
+
+    Raises:
+        UnavailableError: see ``load``.
+    """
     compiler = next((found for name in (os.environ.get("CXX"), "g++", "clang++") if name and (found := shutil.which(name))), None)
     if compiler is None:
         raise UnavailableError("no C++ compiler (g++, clang++ or $CXX)")

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 import fxprune
 from fxprune import reconstruct, score, sparse, train
+from tests.devices import networks
 
 
 @dataclass
@@ -282,7 +283,7 @@ def training(case: Case) -> None:
         graph = fxprune.analyze(case.model, case.inputs)
         penalties += [train.GammaL1(model, 1e-3, init=0.5), train.GroupL1(model, fxprune.analyze(model, case.inputs), 1e-3)]
         str(train.readiness(model)), graph
-    optimizer = torch.optim.Adam(model.parameters(), 0.01)
+    optimizer = torch.optim.Adam(model.parameters(), 0.01, eps=1e-3)
     for images, labels in case.batches:
         optimizer.zero_grad()
         (loss(model(images), labels) + sum(penalty.penalty() for penalty in penalties)).backward()
@@ -328,3 +329,10 @@ QUICK: dict[str, Callable[[Case], Any]] = {
     )
 }  # fmt: skip
 TIMED: dict[str, Callable[[Case], Any]] = {f.__name__: f for f in (reported_latency, latency)}
+
+
+def case(kind: str, folder: Path, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Case:
+    """The network of that name on a device."""
+    network = networks.NETWORKS[kind]
+    batches = [(images.to(device), labels.to(device)) for images, labels in networks.labelled(network, dtype)]
+    return Case(networks.ready(network, dtype).to(device), networks.example(network, dtype=dtype).to(device), batches, folder)

@@ -4,6 +4,7 @@
 // 2. What CUDA refuses is refused: one call with tensors of two devices. Allowed are, as there, CPU tensors of no dimension that are only read,
 //    CPU indices for advanced indexing, and lengths of packed sequences, which have to be on the CPU.
 // 3. A random generator has to be of the device that it fills.
+// 4. With FXPRUNE_PRETEND_NARROW set there are no numbers in double precision, as on Apple's devices.
 #include <ATen/EmptyTensor.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/core/dispatch/Dispatcher.h>
@@ -22,6 +23,11 @@ constexpr auto KEY = c10::DispatchKey::PrivateUse1;
 constexpr auto TYPE = c10::DeviceType::PrivateUse1;
 constexpr c10::DeviceIndex COUNT = 2;
 thread_local c10::DeviceIndex current = 0;
+
+void hold_narrow(at::ScalarType kind) {
+  static const bool narrow = std::getenv("FXPRUNE_PRETEND_NARROW") != nullptr;
+  TORCH_CHECK(!narrow || (kind != at::kDouble && kind != at::kComplexDouble), "this device does not support float64. Please use float32 instead.");
+}
 
 void release(void* context) {
   delete static_cast<c10::Storage*>(context);
@@ -143,6 +149,7 @@ class Aliases {
 
  private:
   static at::Tensor made(const c10::Storage& storage, c10::DispatchKey key, const at::Tensor& like) {
+    if (key == KEY) hold_narrow(like.scalar_type());
     auto result = at::detail::make_tensor<c10::TensorImpl>(c10::Storage(storage), c10::DispatchKeySet(key), like.dtype());
     result.unsafeGetTensorImpl()->set_sizes_and_strides(like.sizes(), like.strides(), like.storage_offset());
     return result;
@@ -255,6 +262,7 @@ at::Tensor empty(
     at::IntArrayRef size, std::optional<at::ScalarType> dtype, std::optional<at::Layout>, std::optional<at::Device> device, std::optional<bool>,
     std::optional<at::MemoryFormat> format) {
   const auto kind = dtype.value_or(at::typeMetaToScalarType(at::get_default_dtype()));
+  hold_narrow(kind);
   const c10::impl::VirtualGuardImpl impl(TYPE);
   const auto old = impl.exchangeDevice(with_index(device));
   at::Tensor result(at::detail::empty_generic(size, &memory, c10::DispatchKeySet(KEY), kind, format));
@@ -266,6 +274,7 @@ at::Tensor empty_strided(
     at::IntArrayRef size, at::IntArrayRef stride, std::optional<at::ScalarType> dtype, std::optional<at::Layout>, std::optional<at::Device> device,
     std::optional<bool>) {
   const auto kind = dtype.value_or(at::typeMetaToScalarType(at::get_default_dtype()));
+  hold_narrow(kind);
   const c10::impl::VirtualGuardImpl impl(TYPE);
   const auto old = impl.exchangeDevice(with_index(device));
   at::Tensor result(at::detail::empty_strided_generic(size, stride, &memory, c10::DispatchKeySet(KEY), kind));

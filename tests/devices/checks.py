@@ -76,7 +76,9 @@ def default_device(folder: Path) -> None:
     for kind in ("Residual", "Attention", "Bare"):
         for device in ("cpu", HERE):
             for name in ("stages", "inferred", "data_scores", "dead", "lasso", "training", "persistence", "single_weights", "neurons"):
-                case = features.case(kind, folder, device=device)
+                own = folder / f"{kind}-{device}-{name}".replace(":", "")
+                own.mkdir()
+                case = features.case(kind, own, device=device)
                 with torch.device(HERE):
                     features.QUICK[name](case)
                 case.check()
@@ -140,7 +142,7 @@ def a_model_on_two_devices(_folder: Path) -> None:
 def inputs_elsewhere(_folder: Path) -> None:
     """Example inputs on the CPU for a model on the accelerator: refused as the model refuses them, with words that help."""
     model, x = networks.ready(networks.Residual).to(THERE), networks.example(networks.Residual)
-    with pytest.raises(fxprune.InputError, match="device"):
+    with pytest.raises(fxprune.InputError, match="type"):
         fxprune.slim(model, 0.4, x)
 
 

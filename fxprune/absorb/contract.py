@@ -30,7 +30,7 @@ def contracted(reader: Reader, x: Fact, bias: Tensor | None, shape: Sequence[int
     kernels = kernel(reader, atoms, values, sure)
     shift = torch.zeros(len(sure), dtype=torch.float64, device="cpu")
     if bias is not None:
-        shift = bias.detach().to("cpu", torch.float64)[sure]
+        shift = bias.detach().cpu().to(torch.float64)[sure]
     rank = len(shape)
     if reader.uneven and bool((kernels != 0).any()):
         sides = x.shape[reader.channel + 1 :]

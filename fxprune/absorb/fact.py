@@ -124,7 +124,7 @@ def pointwise(
     """Clauses 3 and 4. ``arguments`` may hold facts, tensors and plain values; ``call`` gets them in this order."""
     places = [i for i, a in enumerate(arguments) if isinstance(a, (Fact, Tensor))]
     operands = [arguments[i] for i in places]
-    means = [a.mean if isinstance(a, Fact) else a.detach().to("cpu", torch.float64) for a in operands]
+    means = [a.mean if isinstance(a, Fact) else a.detach().cpu().to(torch.float64) for a in operands]
     shape = wide(*(m.shape for m in means))
     narrow = _narrow(means)
 

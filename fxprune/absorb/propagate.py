@@ -137,7 +137,7 @@ class _Walk:
             return self.contraction(node, what, module, args)
         if name == "bordered":  # the border map of an earlier round
             made, image, kernels = args[:3]
-            return settled(bordered(made.mean, image.mean, kernels.detach().to("cpu", torch.float64), *args[3:]), made.std)
+            return settled(bordered(made.mean, image.mean, kernels.detach().cpu().to(torch.float64), *args[3:]), made.std)
         if name in ("getattr", "size", "dim", "numel", "stride"):
             return _plain(what.call(*_means(args), **_means(kwargs)))
         if not facts and not any(isinstance(x, Tensor) for x in torch.utils._pytree.tree_leaves((args, kwargs))):
@@ -223,7 +223,7 @@ class _Walk:
         def vector(key: str, default: float) -> Tensor:
             value = given.get(key)
             filled = torch.full((channels,), default, dtype=torch.float64, device="cpu")
-            return (filled if value is None else value.detach().to("cpu", torch.float64)).reshape(shape)
+            return (filled if value is None else value.detach().cpu().to(torch.float64)).reshape(shape)
 
         gamma, beta = vector("weight", 1.0), vector("bias", 0.0)
         own = torch.from_numpy(self.channels_dead(node, channels)).reshape(shape) & torch.tensor(self.expected, device="cpu")

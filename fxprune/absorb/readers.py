@@ -200,7 +200,7 @@ def products(
 
     def both(part: Tensor) -> tuple[Tensor, Tensor]:
         """``part``: (rows, atoms, *window)."""
-        wide = part.to("cpu", torch.float64)
+        wide = part.cpu().to(torch.float64)
         flat = wide.flatten(2) if wide.dim() > 2 else wide.unsqueeze(2)
         total = (constants @ flat).reshape(len(part), *window)
         if squares is None:
@@ -225,7 +225,7 @@ def products(
         2, reader.blocks * weight.shape[1] if reader.dim == 1 else weight.shape[0], dtype=torch.float64, device="cpu"
     )
     atoms_of[0, index], atoms_of[1, index] = constants, spread
-    wide = weight.to("cpu", torch.float64)
+    wide = weight.cpu().to(torch.float64)
     summed = wide.abs() if magnitude else wide
     summed = summed.flatten(2).sum(2) if window else summed
     result = _grouped(reader, wide, atoms_of[0]).reshape(reader.width, *window)[rows]

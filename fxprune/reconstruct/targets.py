@@ -23,6 +23,7 @@ from torch import Tensor, fx
 
 from fxprune.capture.inputs import Inputs
 from fxprune.graph.channels import ChannelGraph, ChannelGroup
+from fxprune.precision import doubled
 from fxprune.provenance.factor import Value
 from fxprune.reconstruct.numbers import Ids, Mask
 from fxprune.reconstruct.program import Program
@@ -214,7 +215,7 @@ def generations(target: Target) -> list[list[Reading]]:
 def heard(program: Program, found: Sequence[Target], inputs: Inputs) -> set[int]:
     """Clause 1: the targets whose channels something else hears, by halves."""
     everything = list(range(len(found)))
-    call = inputs.map(lambda x: x.double() if x.is_floating_point() else x)
+    call = inputs.map(doubled)
 
     def outputs(chosen: Sequence[int], noise: bool) -> list[Tensor]:
         twin = Program.of(program.graph, program.root, dtype=torch.float64)

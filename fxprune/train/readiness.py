@@ -149,7 +149,7 @@ def readiness(model: nn.Module, thresholds: Sequence[float] = THRESHOLDS) -> Rea
     Raises:
         NothingToPruneError: the model has no gamma.
     """
-    found = {name: gamma.detach().abs().flatten().to("cpu", torch.float64).sort().values for name, gamma in gammas(model).items()}
+    found = {name: gamma.detach().abs().flatten().cpu().to(torch.float64).sort().values for name, gamma in gammas(model).items()}
     found = {name: values for name, values in found.items() if len(values)}
     if not found:
         raise NothingToPruneError(

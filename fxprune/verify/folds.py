@@ -21,6 +21,7 @@ from torch import Tensor, fx, nn
 from fxprune.errors import VerificationError
 from fxprune.folds import Absorption, Fold
 from fxprune.plan import Plan
+from fxprune.precision import double
 from fxprune.verify.call import tensors
 from fxprune.verify.existence import mark, plan_mask
 
@@ -61,7 +62,7 @@ class _Site:
         self.form, self.weight = folds[0].form, folds[0].weight
         self.stored = _named(slim, place).detach()
         self.base: Tensor | None = _find(original, place)
-        self.source = _named(original, self.weight).detach().to(torch.float64)
+        self.source = double(_named(original, self.weight).detach())
         self.window = _window(self.node, original, self.source.ndim - 2)
 
     @property
@@ -104,9 +105,9 @@ def _fold(site: _Site, copied: nn.Module, memo: Mapping[int, Any], behind: dict[
             area = math.prod(site.window["stride"])
         kernels = kernels.flatten(1).sum(1) / area if kernels.ndim > 1 else kernels
         gross = gross.flatten(1).sum(1) / area if gross.ndim > 1 else gross
-    base = torch.zeros_like(kernels) if site.base is None else site.base.detach().to(torch.float64)
+    base = torch.zeros_like(kernels) if site.base is None else double(site.base.detach())
     expected = base[rows] - kernels[rows] if site.form == "norm" else base[rows] + kernels[rows]
-    stored = site.stored.to(torch.float64).reshape(expected.shape)
+    stored = double(site.stored).reshape(expected.shape)
     allowed = ROUNDINGS * torch.finfo(site.stored.dtype).eps * (gross + base.abs())[rows]
     apart = (stored - expected).abs() - allowed
     if bool((apart > 0).any()) or not bool(stored.isfinite().all()):

@@ -283,6 +283,7 @@ at::Tensor empty_strided(
 }
 
 at::Tensor copy_from(const at::Tensor& from, const at::Tensor& to, bool) {
+  if (from.is_privateuseone()) hold_narrow(to.scalar_type());  // numbers are converted where they come from
   Aliases aliases(to.is_privateuseone() ? to.device() : from.device());
   aliases.to_cpu(to).copy_(aliases.to_cpu(from));
   return to;

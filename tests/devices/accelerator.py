@@ -54,7 +54,14 @@ def build() -> Path:
         return library
     library.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     fresh = library.with_suffix(f".{os.getpid()}")
-    command = [compiler, "-O0", "-shared", "-fPIC", "-std=c++20", f"-D_GLIBCXX_USE_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)}"]
+    command = [
+        compiler,
+        "-O0",
+        "-shared",
+        "-fPIC",
+        "-std=c++20",
+        f"-D_GLIBCXX_USE_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)}",
+    ]
     command += [f"-I{home / 'include'}", str(SOURCE), "-o", str(fresh), f"-L{home / 'lib'}", "-ltorch", "-ltorch_cpu", "-lc10"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:

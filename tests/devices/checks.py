@@ -75,7 +75,17 @@ def default_device(folder: Path) -> None:
     """A script that sets the accelerator as default device: its models are there, or stay on the CPU."""
     for kind in ("Residual", "Attention", "Bare"):
         for device in ("cpu", HERE):
-            for name in ("stages", "inferred", "data_scores", "dead", "lasso", "training", "persistence", "single_weights", "neurons"):
+            for name in (
+                "stages",
+                "inferred",
+                "data_scores",
+                "dead",
+                "lasso",
+                "training",
+                "persistence",
+                "single_weights",
+                "neurons",
+            ):
                 own = folder / f"{kind}-{device}-{name}".replace(":", "")
                 own.mkdir()
                 case = features.case(kind, own, device=device)
@@ -121,7 +131,10 @@ class Split(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.second = networks.Residual().stem.to(HERE), nn.Sequential(nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.ReLU()).to(THERE)
+        self.first, self.second = (
+            networks.Residual().stem.to(HERE),
+            nn.Sequential(nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.ReLU()).to(THERE),
+        )
         self.head = nn.Linear(8, 5).to(THERE)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -134,7 +147,9 @@ def a_model_on_two_devices(_folder: Path) -> None:
     for absorb in (True, False):
         slim = fxprune.slim(model, 0.4, x, absorb=absorb)
         for name, tensor in slim.named_parameters():
-            assert tensor.device == dict(model.named_parameters())[name].device if name in dict(model.named_parameters()) else True
+            assert (
+                tensor.device == dict(model.named_parameters())[name].device if name in dict(model.named_parameters()) else True
+            )
         assert slim(x).device == torch.device(THERE)
     fxprune.slim(model, 0.4, x, layout="selection")
 

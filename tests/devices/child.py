@@ -28,7 +28,9 @@ def main(kinds: str, names: str = "") -> int:
             runs: dict[str, Callable[[Path], None]] = checks.CHECKS
         else:
             known = {**features.QUICK, **features.TIMED}
-            chosen = names.split(",") if names else [*features.QUICK, "reported_latency", *(["latency"] if kind == "Residual" else [])]
+            chosen = (
+                names.split(",") if names else [*features.QUICK, "reported_latency", *(["latency"] if kind == "Residual" else [])]
+            )
             runs = {name: _feature(kind, known[name]) for name in chosen}
         for name, run in runs.items():
             try:

@@ -82,7 +82,7 @@ def stages(case: Case) -> None:
     slim = case.smaller(fxprune.apply(case.model, plan, case.inputs))
     fxprune.verify(case.model, slim, case.inputs)
     assert fxprune.plan_of(slim).to_json()
-    str(graph), graph.explain(graph.groups[0].name)
+    graph.explain(graph.groups[0].name)
 
 
 def slim(case: Case) -> None:
@@ -145,7 +145,7 @@ def budget_macs(case: Case) -> None:
 def weight_scores(case: Case) -> None:
     for name in ("l1", "l2", "fpgm", "lamp", "random", "magnitude"):
         fxprune.plan(fxprune.analyze(case.model, case.inputs), 0.4, score=name)
-    case.smaller(fxprune.slim(case.model, 0.4, case.inputs, score=lambda group: score.l2(group).to(case.device)))
+    case.smaller(fxprune.slim(case.model, 0.4, case.inputs, score=lambda group: score.l2(group).float().to(case.device)))
 
 
 def data_scores(case: Case) -> None:
@@ -164,7 +164,9 @@ def comparing(case: Case) -> None:
 
 
 def sensitive(case: Case) -> None:
-    found = fxprune.sensitivity(case.model, case.batches, (0.5,), example_inputs=case.inputs, path=case.folder / "scan.json", show=False)
+    found = fxprune.sensitivity(
+        case.model, case.batches, (0.5,), example_inputs=case.inputs, path=case.folder / "scan.json", show=False
+    )
     case.smaller(fxprune.slim(case.model, 0.4, case.inputs, score=found))
 
 
@@ -270,7 +272,9 @@ def neurons(case: Case) -> None:
 
 
 def to_csr(case: Case) -> None:
-    if case.inputs.dtype in (torch.float32, torch.float64) and case.device.type == "cpu":  # the pretended device has no sparse tensors
+    if (
+        case.inputs.dtype in (torch.float32, torch.float64) and case.device.type == "cpu"
+    ):  # the pretended device has no sparse tensors
         model = copy.deepcopy(case.model)
         sparse.set_masks(model, sparse.by_density(model, 0.1))
         sparse.to_csr(model)(case.inputs)

@@ -14,7 +14,11 @@ def _block(inputs: int, outputs: int, **more: int) -> nn.Sequential:
 class Residual(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.first, self.second = _block(3, 8), _block(8, 12), nn.Sequential(nn.Conv2d(12, 8, 3, padding=1), nn.BatchNorm2d(8))
+        self.stem, self.first, self.second = (
+            _block(3, 8),
+            _block(8, 12),
+            nn.Sequential(nn.Conv2d(12, 8, 3, padding=1), nn.BatchNorm2d(8)),
+        )
         self.last, self.drop, self.head = _block(8, 8), nn.Dropout(0.1), nn.Linear(8, 5)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -26,7 +30,11 @@ class Residual(nn.Module):
 class Dense(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.norm1, self.grow1 = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Conv2d(8, 6, 3, padding=1, bias=False)
+        self.stem, self.norm1, self.grow1 = (
+            nn.Conv2d(3, 8, 3, padding=1),
+            nn.BatchNorm2d(8),
+            nn.Conv2d(8, 6, 3, padding=1, bias=False),
+        )
         self.norm2, self.grow2 = nn.BatchNorm2d(14), nn.Conv2d(14, 6, 3, padding=1, bias=False)
         self.norm3, self.head = nn.BatchNorm2d(20), nn.Linear(20 * 4, 5)
 
@@ -56,7 +64,11 @@ class Attention(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.embed, self.places, self.attend = nn.Linear(6, 16), nn.Embedding(10, 16), nn.MultiheadAttention(16, 4, batch_first=True)
+        self.embed, self.places, self.attend = (
+            nn.Linear(6, 16),
+            nn.Embedding(10, 16),
+            nn.MultiheadAttention(16, 4, batch_first=True),
+        )
         self.norm1, self.norm2, self.up, self.down = nn.LayerNorm(16), nn.LayerNorm(16), nn.Linear(16, 24), nn.Linear(24, 16)
         self.head = nn.Linear(16, 5)
         self.register_buffer("table", torch.linspace(0.5, 1.5, 16))
@@ -85,7 +97,11 @@ class Bare(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.one, self.two, self.three = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1, stride=2), nn.Conv2d(8, 6, 1)
+        self.one, self.two, self.three = (
+            nn.Conv2d(3, 8, 3, padding=1),
+            nn.Conv2d(8, 8, 3, padding=1, stride=2),
+            nn.Conv2d(8, 6, 1),
+        )
         self.head = nn.Linear(6 * 16, 5)
         self.register_buffer("places", torch.arange(15, -1, -1))
 
@@ -146,7 +162,9 @@ def ready(kind: type[nn.Module], dtype: torch.dtype = torch.float32) -> nn.Modul
 
 
 def example(kind: type[nn.Module], count: int = 2, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.randn((count, 6, 6) if kind in SEQUENCES else (count, 3, 8, 8), generator=torch.Generator().manual_seed(1)).to(dtype)
+    return torch.randn((count, 6, 6) if kind in SEQUENCES else (count, 3, 8, 8), generator=torch.Generator().manual_seed(1)).to(
+        dtype
+    )
 
 
 def labelled(kind: type[nn.Module], dtype: torch.dtype = torch.float32) -> list[tuple[Tensor, Tensor]]:

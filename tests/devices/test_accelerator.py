@@ -8,24 +8,31 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.devices import accelerator, networks
 
+Child = Callable[..., None]
 ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
-def child(tmp_path_factory: pytest.TempPathFactory) -> object:
+def child(tmp_path_factory: pytest.TempPathFactory) -> Child:
     try:
         accelerator.build()
     except accelerator.UnavailableError as error:
         pytest.skip(f"no accelerator to pretend: {error}")
 
-    def run(*arguments: str) -> None:
-        known = {**os.environ, "OMP_NUM_THREADS": "1", "FXPRUNE_CACHE": str(tmp_path_factory.mktemp("cache"))}
+    def run(*arguments: str, narrow: bool = False) -> None:
+        known = {
+            **os.environ,
+            **({"FXPRUNE_PRETEND_NARROW": "1"} if narrow else {}),
+            "OMP_NUM_THREADS": "1",
+            "FXPRUNE_CACHE": str(tmp_path_factory.mktemp("cache")),
+        }
         known["PYTHONPATH"] = str(ROOT)
         command = [sys.executable, "-m", "tests.devices.child", *arguments]
         done = subprocess.run(command, cwd=ROOT, env=known, capture_output=True, text=True, check=False)
@@ -35,16 +42,24 @@ def child(tmp_path_factory: pytest.TempPathFactory) -> object:
     return run
 
 
-def test_what_everybody_does(child) -> None:
-    child("Residual,Attention", "stages,inferred,absorb_exact,selection,data_scores,dead,lasso,persistence,training,deploy")
+USUAL = "stages,inferred,absorb_exact,absorb_images,selection,data_scores,dead,lasso,neurons,persistence,training,deploy"
+
+
+def test_what_everybody_does(child: Child) -> None:
+    child("Residual,Attention", USUAL)
+
+
+def test_a_device_without_double_precision(child: Child) -> None:
+    child("Residual", USUAL, narrow=True)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("narrow", [False, True])
 @pytest.mark.parametrize("kind", networks.NETWORKS)
-def test_every_feature(kind: str, child) -> None:
-    child(kind)
+def test_every_feature(kind: str, narrow: bool, child: Child) -> None:
+    child(kind, narrow=narrow)
 
 
 @pytest.mark.slow
-def test_the_accelerator_itself_and_models_that_need_it(child) -> None:
+def test_the_accelerator_itself_and_models_that_need_it(child: Child) -> None:
     child("checks")

@@ -33,14 +33,20 @@ def main(kinds: str, names: str = "") -> int:
             )
             runs = {name: _feature(kind, known[name]) for name in chosen}
         for name, run in runs.items():
-            try:
-                with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
-                    run(Path(folder))
-            except Exception:
-                failures += 1
-                print(f"--- {kind}: {name}\n{traceback.format_exc()[-4000:]}")
-    print(f"{failures} failures")
+            failure = _failure(run)
+            failures += failure != ""
+            sys.stdout.write(f"--- {kind}: {name}\n{failure}\n" if failure else "")
+    sys.stdout.write(f"{failures} failures\n")
     return failures
+
+
+def _failure(run: Callable[[Path], None]) -> str:
+    try:
+        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):
+            run(Path(folder))
+    except Exception:  # noqa: BLE001 -- all are told
+        return traceback.format_exc()[-4000:]
+    return ""
 
 
 def _feature(kind: str, feature: Callable[[features.Case], None]) -> Callable[[Path], None]:

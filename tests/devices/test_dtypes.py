@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,9 @@ import pytest
 import torch
 
 import fxprune
+from fxprune.capture.inputs import Inputs
+from fxprune.errors import UnfaithfulCaptureError
+from fxprune.faithful import same_program
 from tests.devices import features, networks
 
 USUAL = {("Attention", "slim"), ("Attention", "lasso"), ("Residual", "stages"), ("Residual", "dead"), ("Residual", "training")}
@@ -42,17 +46,12 @@ def test_a_program_that_rounds_on_the_way(dtype: torch.dtype) -> None:
     assert made.up.weight.dtype == dtype
 
 
-class Counting(networks.Attention):
-    """Returns something else at every call: no program that was captured is this one."""
-
-    calls = 0
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        type(self).calls += 1
-        return super().forward(x) * type(self).calls
-
-
-def test_another_program_is_refused_in_half_precision_too() -> None:
-    Counting.calls = 0
-    with pytest.raises(fxprune.CaptureError, match="does not compute what the model computes"):
-        fxprune.slim(networks.ready(Counting, torch.bfloat16), 0.4, networks.example(networks.Attention, dtype=torch.bfloat16))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_another_program_is_refused(dtype: torch.dtype) -> None:
+    model, inputs = networks.ready(networks.Attention, dtype), Inputs((networks.example(networks.Attention, dtype=dtype),), {})
+    same_program(model, copy.deepcopy(model), inputs)
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.head.weight.mul_(1.01)
+    with pytest.raises(UnfaithfulCaptureError, match="does not compute what the model computes"):
+        same_program(model, other, inputs)

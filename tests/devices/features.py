@@ -127,6 +127,14 @@ def selection(case: Case) -> None:
         fxprune.deploy(fxprune.slim(case.model, 0.4, case.inputs, layout="selection"), case.inputs, seconds=0)
 
 
+def selection_again(case: Case) -> None:
+    if _normed(case):
+        once = fxprune.slim(case.model, 0.2, case.inputs, layout="selection")
+        twice = case.smaller(fxprune.slim(once, 0.6, case.inputs, layout="selection"))
+        fxprune.save(twice, case.folder / "twice.safetensors")
+        case.home(fxprune.load(copy.deepcopy(case.model).cpu(), case.folder / "twice.safetensors", device=case.device))
+
+
 def layout_auto(case: Case) -> None:
     case.smaller(fxprune.slim(case.model, 0.4, case.inputs, layout="auto"))
 
@@ -325,7 +333,9 @@ def latency(case: Case) -> None:
 QUICK: dict[str, Callable[[Case], Any]] = {
     f.__name__: f
     for f in (
-        stages, slim, inferred, trained_mode, absorb_no, absorb_exact, absorb_images, selection, layout_auto, budget_params, budget_macs,
+        stages, slim, inferred, trained_mode, absorb_no, absorb_exact, absorb_images, selection,
+        selection_again, layout_auto, budget_params,
+        budget_macs,
         weight_scores, data_scores, comparing, sensitive, persistence, elsewhere, reports, dead, again, lasso, repair, single_weights, neurons,
         to_csr, training, deploy,
     )

@@ -125,7 +125,7 @@ def run(ratio: float = 0.6, epochs: int = 30, seed: int = 0) -> Result:
     begin = time.perf_counter()
     torch.manual_seed(seed)
     train, test = digits(seed=seed)
-    images = test.read(torch.arange(LATENCY_BATCH))
+    images = test.read(torch.arange(LATENCY_BATCH, device="cpu"))
 
     model = tiny_vgg()
     sparsity = GammaL1(model, STRENGTH, init=0.5)

@@ -133,7 +133,7 @@ def unmasked(model: nn.Module) -> nn.Module:
 def _check(model: nn.Module, slim: nn.Module, subject: Subject, plan: Plan) -> float:
     """Clause 4."""
     eps = max([torch.finfo(p.dtype).eps for p in model.parameters() if p.is_floating_point()], default=1e-16)
-    allowed = max(1e-6, 8 * eps) if eps > 1e-12 else 1e-9
+    allowed = max(1e-6, 8 * eps) if eps > 1e-12 else 1e-9  # constants are stored in the model's precision
     inputs: Inputs = subject.inputs
     whole, small, worst = double(model), double(slim), 0.0
     for call in (inputs, *randomised(inputs)):

@@ -25,17 +25,17 @@ from fxprune.capture.concrete import ConcreteTracer
 from fxprune.capture.eager import EagerCaptured, as_it_is
 from fxprune.capture.hidden import Function, holding_widths, is_hidden
 from fxprune.capture.inputs import Inputs, given, infer
-from fxprune.capture.objects import held
 from fxprune.capture.tracer import Captured, ChannelTracer, trace
-from fxprune.errors import CaptureError, FxpruneError, InputError, KeepError, RewriteError, UnfaithfulCaptureError
+from fxprune.errors import CaptureError, FxpruneError, InputError, KeepError, RewriteError
+from fxprune.faithful import same_program
 from fxprune.folds import Absorption
 from fxprune.graph.channels import ChannelGraph, build
 from fxprune.graph.selection import selected
 from fxprune.plan import Plan
-from fxprune.provenance.eager import EagerProgram, private
+from fxprune.provenance.eager import EagerProgram
 from fxprune.provenance.factor import Ids, Mask, Value
 from fxprune.provenance.fallback import accepts, interpret_otherwise
-from fxprune.provenance.interpret import Interpreted, evaluation_clone, interpret
+from fxprune.provenance.interpret import Interpreted, interpret
 from fxprune.record import ordered, sizes
 from fxprune.rewrite.arrival import OrderConflictError
 from fxprune.rewrite.eager import UnmetError, emit_eager
@@ -45,7 +45,6 @@ from fxprune.verify import Evidence, verify_eager, verify_slim
 from fxprune.weights import check_finite, check_weights, gammas, unchecked
 
 ROUNDS = 64
-SAME_PROGRAM = 1e-4
 
 Decide = Callable[[ChannelGraph], Plan]
 Check = Callable[[Captured], None]
@@ -172,7 +171,7 @@ def _concrete(model: nn.Module, inputs: Inputs, entered: frozenset[Function]) ->
     if two is not None:
         try:
             general = traced(two)
-            _same_program(model, general.module(), inputs)
+            same_program(model, general.module(), inputs)
             captured = general
         except FxpruneError:
             pass
@@ -346,7 +345,7 @@ def verified(subject: Subject, slim: nn.Module, decided: Plan, absorption: Absor
         return verified_eager(subject.model, slim, decided, inputs)
     program = captured.module()
     if not isinstance(subject.model, fx.GraphModule):
-        _same_program(subject.model, program, inputs)
+        same_program(subject.model, program, inputs)
     assert isinstance(slim, fx.GraphModule)
     return verify_slim(program, slim, decided, inputs.args, dict(inputs.kwargs), absorption=absorption or Absorption())
 
@@ -364,38 +363,5 @@ def verified_eager(model: nn.Module, slim: nn.Module, decided: Plan, example_inp
 
     inputs = infer(model, works) if example_inputs is None else given(example_inputs)
     captured = as_it_is(model)
-    _same_program(model, captured.root, inputs)
+    same_program(model, captured.root, inputs)
     return verify_eager(captured.root, slim, decided, inputs.args, dict(inputs.kwargs))
-
-
-def _same_program(model: nn.Module, program: nn.Module, inputs: Inputs) -> None:
-    results = []
-    for module in (model, program):
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            call = inputs.map(torch.clone)
-            try:
-                results.append(evaluation_clone(module, private)(*call.args, **call.kwargs))
-            except Exception as error:
-                line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-                raise InputError(f"the model itself fails on these example inputs: {line}", node="output", got=line) from error
-    eager, traced = (held(result) for result in results)
-    if len(eager) != len(traced):
-        raise UnfaithfulCaptureError(
-            f"the captured program returns {len(traced)} tensors, the model {len(eager)}: tracing does not see all that it returns. "
-            "Nothing was pruned.",
-            node="output",
-            expected=len(eager),
-            got=len(traced),
-        )
-    for a, b in zip(eager, traced, strict=True):
-        apart = float("inf") if a.shape != b.shape else float((a - b).abs().max()) if a.is_floating_point() and a.numel() else 0.0
-        scale = float(a.abs().max()) if a.is_floating_point() and a.numel() else 1.0
-        if apart > SAME_PROGRAM * max(scale, 1e-12):
-            raise UnfaithfulCaptureError(
-                f"the captured program does not compute what the model computes (they differ by {apart:.3g}): the model does something that "
-                "tracing cannot see. Nothing was pruned.",
-                node="output",
-                expected=0.0,
-                got=apart,
-            )

@@ -19,6 +19,7 @@ from fxprune.capture.clone import same
 from fxprune.capture.inputs import Inputs
 from fxprune.capture.tracer import Captured
 from fxprune.errors import InputError
+from fxprune.precision import double
 from fxprune.provenance.interpret import evaluation_clone
 
 
@@ -29,12 +30,12 @@ class _Sums:
         self.arrival = arrival
         self.index = torch.from_numpy(arrival.atoms)
         self.count = 0
-        self.total = torch.zeros(len(arrival.atoms), dtype=torch.float64)
+        self.total = torch.zeros(len(arrival.atoms), dtype=torch.float64, device="cpu")
         self.squares = torch.zeros_like(self.total)
 
     def see(self, x: Tensor) -> None:
         dim = self.arrival.reader.channel
-        part = x.detach().index_select(dim, self.index.to(x.device)).movedim(dim, 0).flatten(1).to(torch.float64)
+        part = double(x.detach().index_select(dim, self.index.to(x.device)).movedim(dim, 0).flatten(1))
         self.count += part.shape[1]
         self.total += part.sum(1).cpu()
         self.squares += part.square().sum(1).cpu()

@@ -20,16 +20,16 @@ def contracted(reader: Reader, x: Fact, bias: Tensor | None, shape: Sequence[int
     if reader.blocks > 1 and not reader.depthwise:
         return unknown(shape)
     known = _constants(reader, x)
-    wanted = torch.arange(reader.width)
+    wanted = torch.arange(reader.width, device="cpu")
     sure = wanted[_closed(reader, wanted, ~known.isnan())]
     if not len(sure):
         return unknown(shape)
     values = known.nan_to_num(0.0)
     atoms = range(len(values))
     kernels = kernel(reader, atoms, values, sure)
-    shift = torch.zeros(len(sure), dtype=torch.float64)
+    shift = torch.zeros(len(sure), dtype=torch.float64, device="cpu")
     if bias is not None:
-        shift = bias.detach().to("cpu", torch.float64)[sure]
+        shift = bias.detach().cpu().to(torch.float64)[sure]
     rank = len(shape)
     if reader.uneven and bool((kernels != 0).any()):
         sides = x.shape[reader.channel + 1 :]
@@ -37,10 +37,10 @@ def contracted(reader: Reader, x: Fact, bias: Tensor | None, shape: Sequence[int
     else:
         laid = (kernels.flatten(1).sum(1) if kernels.dim() > 1 else kernels) + shift
         laid = laid.reshape(-1, *[1] * (rank - reader.made - 1))
-    full = torch.full((shape[reader.made], *laid.shape[1:]), torch.nan, dtype=torch.float64)
+    full = torch.full((shape[reader.made], *laid.shape[1:]), torch.nan, dtype=torch.float64, device="cpu")
     full[sure] = laid
     mean = full.reshape((1,) * reader.made + tuple(full.shape))
-    return settled(mean, torch.zeros((1,) * rank, dtype=torch.float64), shape)
+    return settled(mean, torch.zeros((1,) * rank, dtype=torch.float64, device="cpu"), shape)
 
 
 def _constants(reader: Reader, x: Fact) -> Tensor:
@@ -71,7 +71,7 @@ def _closed(reader: Reader, rows: Tensor, known: Tensor) -> Tensor:
     of_rows = weight if reader.out == 0 else weight.transpose(0, 1)
     open_ = (~known).nonzero().flatten()
     if not len(open_):
-        return torch.ones(len(rows), dtype=torch.bool)
+        return torch.ones(len(rows), dtype=torch.bool, device="cpu")
     first = of_rows.select(1, int(open_[0]))  # settles most rows
     closed = (first.reshape(len(first), -1) == 0).all(1).cpu()[rows]
     left = closed.nonzero().flatten()

@@ -22,6 +22,7 @@ from torch import Tensor, fx, nn
 from fxprune.absorb.operators import CONTRACTION, IDENTITY, MOVEMENT, POINTWISE, POOLING, operation
 from fxprune.absorb.places import Places
 from fxprune.graph.channels import ChannelGraph, ChannelGroup, Member
+from fxprune.precision import double
 from fxprune.provenance.factor import Mask, Value
 
 ANY, POSITIVE, EQUAL, NONE = 3, 2, 1, 0  # the factors that an operator passes on, clause 1
@@ -68,7 +69,7 @@ def merged(model: nn.Module, graph: ChannelGraph) -> tuple[nn.Module, int]:
 def _merge(columns: Tensor, member: Member, i: int, j: int, factor: float) -> None:
     """Clause 2, for one weight with its input side first."""
     gone, stays = (torch.from_numpy(np.sort(member.atom[member.channel == c])) for c in (i, j))
-    columns[stays] += (factor * columns[gone].double()).to(columns.dtype)
+    columns[stays] += (factor * double(columns[gone])).to(columns)
     columns[gone] = 0
 
 
@@ -173,9 +174,9 @@ def _carries(graph: ChannelGraph, node: fx.Node, inside: Mask) -> bool:
 def _rows(group: ChannelGroup, made: Made) -> Tensor:
     """One vector per channel: its row of the weight and its shift, with the batch norm taken in; float64."""
     order = torch.from_numpy(made.rows.atom[np.argsort(made.rows.channel, kind="stable")])
-    weight = group.tensors[made.rows.name].detach().movedim(made.rows.dim, 0).flatten(1).to("cpu", torch.float64)[order]
+    weight = group.tensors[made.rows.name].detach().movedim(made.rows.dim, 0).flatten(1).cpu().to(torch.float64)[order]
     bias = made.module._parameters.get("bias")
-    shift = torch.zeros(len(order), dtype=torch.float64) if bias is None else _vector(bias)[order]
+    shift = torch.zeros(len(order), dtype=torch.float64, device="cpu") if bias is None else _vector(bias)[order]
     if made.norm is not None:
         norm: Any = made.norm
         scale = (_vector(norm.running_var) + norm.eps).rsqrt()
@@ -187,7 +188,7 @@ def _rows(group: ChannelGroup, made: Made) -> Tensor:
 
 
 def _vector(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", torch.float64)
+    return tensor.detach().cpu().to(torch.float64)
 
 
 def _multiples(rows: Tensor, passed: int, tolerance: float) -> list[tuple[int, int, float]]:
@@ -198,7 +199,7 @@ def _multiples(rows: Tensor, passed: int, tolerance: float) -> list[tuple[int, i
         return []
     units = rows / norms.clamp(min=1e-300)[:, None] if passed > EQUAL else rows
     generator = torch.Generator().manual_seed(0)
-    probe = units @ torch.randn(rows.shape[1], generator=generator, dtype=torch.float64)
+    probe = units @ torch.randn(rows.shape[1], generator=generator, dtype=torch.float64, device="cpu")
     probe = probe.abs() if passed == ANY else probe
     order = sorted(alive, key=lambda i: float(probe[i]))
     near = 1e-5 * float(probe.abs().max())

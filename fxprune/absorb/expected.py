@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-NODES = torch.arange(-80, 81, dtype=torch.float64) / 10
+NODES = torch.arange(-80, 81, dtype=torch.float64, device="cpu") / 10
 _DENSITY = torch.exp(-0.5 * NODES.square())
 WEIGHTS = _DENSITY / _DENSITY.sum()
 

@@ -50,7 +50,7 @@ class Fact:
 
 def unknown(shape: Sequence[int]) -> Fact:
     """A value of which nothing is known."""
-    nothing = torch.full((1,) * len(shape), torch.nan, dtype=torch.float64)
+    nothing = torch.full((1,) * len(shape), torch.nan, dtype=torch.float64, device="cpu")
     return Fact(nothing.expand(tuple(shape)), torch.zeros_like(nothing), known=False)
 
 
@@ -124,7 +124,7 @@ def pointwise(
     """Clauses 3 and 4. ``arguments`` may hold facts, tensors and plain values; ``call`` gets them in this order."""
     places = [i for i, a in enumerate(arguments) if isinstance(a, (Fact, Tensor))]
     operands = [arguments[i] for i in places]
-    means = [a.mean if isinstance(a, Fact) else a.detach().to("cpu", torch.float64) for a in operands]
+    means = [a.mean if isinstance(a, Fact) else a.detach().cpu().to(torch.float64) for a in operands]
     shape = wide(*(m.shape for m in means))
     narrow = _narrow(means)
 

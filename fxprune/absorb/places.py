@@ -165,7 +165,7 @@ def _reader(node: fx.Node, captured: Captured) -> Reader | None:
 def rows_of(plan: Plan, reader: Reader) -> Tensor:
     """The original output channels of a reader that the slim one has, in its order."""
     kept = plan.kept.get(reader.name, {}).get(reader.out)
-    return torch.arange(reader.width) if kept is None else torch.tensor(kept, dtype=torch.long)
+    return torch.arange(reader.width, device="cpu") if kept is None else torch.tensor(kept, dtype=torch.long, device="cpu")
 
 
 def shape_of(form: str, reader: Reader, plan: Plan) -> tuple[int, ...]:

@@ -139,7 +139,7 @@ class _Walk:
             return self.contraction(node, what, module, args)
         if name == "bordered":  # the border map of an earlier round
             made, image, kernels = args[:3]
-            return settled(bordered(made.mean, image.mean, kernels.detach().to("cpu", torch.float64), *args[3:]), made.std)
+            return settled(bordered(made.mean, image.mean, kernels.detach().cpu().to(torch.float64), *args[3:]), made.std)
         if name in ("getattr", "size", "dim", "numel", "stride"):
             return _plain(what.call(*_means(args), **_means(kwargs)))
         if not facts and not any(isinstance(x, Tensor) for x in torch.utils._pytree.tree_leaves((args, kwargs))):
@@ -224,11 +224,11 @@ class _Walk:
 
         def vector(key: str, default: float) -> Tensor:
             value = given.get(key)
-            filled = torch.full((channels,), default, dtype=torch.float64)
-            return (filled if value is None else value.detach().to("cpu", torch.float64)).reshape(shape)
+            filled = torch.full((channels,), default, dtype=torch.float64, device="cpu")
+            return (filled if value is None else value.detach().cpu().to(torch.float64)).reshape(shape)
 
         gamma, beta = vector("weight", 1.0), vector("bias", 0.0)
-        own = torch.from_numpy(self.channels_dead(node, channels)).reshape(shape) & torch.tensor(self.expected)
+        own = torch.from_numpy(self.channels_dead(node, channels)).reshape(shape) & torch.tensor(self.expected, device="cpu")
         dark = gamma == 0
         mean = torch.where(dark | own, beta, torch.nan)
         std = torch.where(own & ~dark, gamma.abs(), 0.0)
@@ -355,7 +355,7 @@ def _full_rank(std: Tensor, like: Tensor) -> Tensor:
 def _facts(means: Any, stds: Any) -> Any:
     """The facts of a result that was computed on means and on standard deviations."""
     if isinstance(means, Tensor):
-        return settled(means, torch.zeros((1,) * means.dim(), dtype=torch.float64) if stds is None else stds)
+        return settled(means, torch.zeros((1,) * means.dim(), dtype=torch.float64, device="cpu") if stds is None else stds)
     if isinstance(means, (tuple, list)):
         return type(means)(_facts(m, None if stds is None else stds[i]) for i, m in enumerate(means))
     return means

@@ -193,16 +193,19 @@ def products(
     """The kernel of constants, and the variance of the correction for independent inputs with variances ``squares``, in pieces."""
     weight, window = reader.weight.detach(), tuple(reader.weight.shape[2:])
     used = values != 0 if squares is None else (values != 0) | (squares != 0)
-    index = torch.tensor(list(atoms), dtype=torch.long)[used]
+    index = torch.tensor(list(atoms), dtype=torch.long, device="cpu")[used]
     constants = values[used].to(torch.float64)
     spread = torch.zeros_like(constants) if squares is None else squares[used].to(torch.float64)
-    result, variance = torch.zeros(len(rows), *window, dtype=torch.float64), torch.zeros(len(rows), dtype=torch.float64)
+    result, variance = (
+        torch.zeros(len(rows), *window, dtype=torch.float64, device="cpu"),
+        torch.zeros(len(rows), dtype=torch.float64, device="cpu"),
+    )
     if not len(index):
         return result, variance
 
     def both(part: Tensor) -> tuple[Tensor, Tensor]:
         """``part``: (rows, atoms, *window)."""
-        wide = part.to("cpu", torch.float64)
+        wide = part.cpu().to(torch.float64)
         flat = wide.flatten(2) if wide.dim() > 2 else wide.unsqueeze(2)
         total = (constants @ flat).reshape(len(part), *window)
         if squares is None:
@@ -223,9 +226,11 @@ def products(
             if squares is not None:
                 variance[start : start + step] = more
         return result, variance
-    atoms_of = torch.zeros(2, reader.blocks * weight.shape[1] if reader.dim == 1 else weight.shape[0], dtype=torch.float64)
+    atoms_of = torch.zeros(
+        2, reader.blocks * weight.shape[1] if reader.dim == 1 else weight.shape[0], dtype=torch.float64, device="cpu"
+    )
     atoms_of[0, index], atoms_of[1, index] = constants, spread
-    wide = weight.to("cpu", torch.float64)
+    wide = weight.cpu().to(torch.float64)
     summed = wide.abs() if magnitude else wide
     summed = summed.flatten(2).sum(2) if window else summed
     result = _grouped(reader, wide, atoms_of[0]).reshape(reader.width, *window)[rows]
@@ -251,7 +256,7 @@ def image(reader: Reader, kernels: Tensor, sides: Sequence[int]) -> Tensor:
     assert reader.window is not None
     stride, padding, dilation, more = reader.window
     spatial = len(stride)
-    ones = torch.ones(1, 1, *sides, dtype=torch.float64)
+    ones = torch.ones(1, 1, *sides, dtype=torch.float64, device="cpu")
     if reader.transposed:
         call: Any = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[spatial - 1]
         result: Tensor = call(ones, kernels.unsqueeze(0), None, stride, padding, more, 1, dilation)

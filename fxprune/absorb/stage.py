@@ -196,7 +196,7 @@ def _write(slim: fx.GraphModule, fold: Fold, kernels: Tensor, correction: Tensor
         new = kernels.reshape(tensor.shape)
     else:
         sign = -1 if fold.form == "norm" else 1
-        new = tensor.detach().to("cpu", torch.float64) + sign * correction.reshape(tensor.shape)
+        new = tensor.detach().cpu().to(torch.float64) + sign * correction.reshape(tensor.shape)
     tensor.copy_(new.to(tensor.dtype))
 
 

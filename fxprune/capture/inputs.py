@@ -107,8 +107,8 @@ def _first_line(error: Exception) -> str:
 
 
 def _random(shape: tuple[int, ...], model: nn.Module) -> Tensor:
-    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
-    numbers = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0, device="cpu"))
+    numbers = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32, device="cpu")
     return numbers.to(dtype=like.dtype, device=like.device)
 
 

@@ -34,7 +34,7 @@ def signature(inputs: Inputs, model: nn.Module) -> Any:
 
 
 def _parameter(model: nn.Module) -> Tensor:
-    return next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    return next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0, device="cpu"))
 
 
 def _plain(value: Any, like: torch.dtype) -> Any:

@@ -227,7 +227,7 @@ def example(shapes: Sequence[str], model: nn.Module) -> tuple[Tensor, ...] | Non
     Raises:
         BadParameter: a text that is no shape.
     """
-    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0, device="cpu"))
     made = []
     for number, text in enumerate(shapes):
         sizes, _, dtype = text.partition(":")
@@ -239,9 +239,9 @@ def example(shapes: Sequence[str], model: nn.Module) -> tuple[Tensor, ...] | Non
         if not shape or any(size < 1 for size in shape) or not isinstance(kind, torch.dtype):
             raise typer.BadParameter(f"--input takes a shape such as 2x3x224x224, or 2x16:int64, got {text!r}.")
         if kind.is_floating_point:
-            made.append(torch.randn(shape, generator=torch.Generator().manual_seed(number)).to(kind))
+            made.append(torch.randn(shape, generator=torch.Generator().manual_seed(number), device="cpu").to(kind))
         else:
-            made.append(torch.randint(0, 2, shape, generator=torch.Generator().manual_seed(number)).to(kind))
+            made.append(torch.randint(0, 2, shape, generator=torch.Generator().manual_seed(number), device="cpu").to(kind))
     return tuple(made) or None
 
 

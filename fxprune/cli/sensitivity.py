@@ -79,7 +79,7 @@ def sensitivity(
             images = load(data, root or "")
         except (ValueError, FileNotFoundError) as error:
             raise typer.BadParameter(str(error)) from error
-    test = images.test.subset(torch.arange(min(subset, len(images.test)))) if subset else images.test
+    test = images.test.subset(torch.arange(min(subset, len(images.test)), device="cpu")) if subset else images.test
     if of == "channels":
         told, shown = of_groups(
             built,

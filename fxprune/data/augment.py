@@ -31,19 +31,19 @@ class Augmentation:
     def draw(cls, count: int, padding: int, seed: int, *, mirror: bool = True) -> Augmentation:
         """For ``count`` images, from a seed that names training and epoch."""
         generator = torch.Generator().manual_seed(seed)
-        shift = torch.randint(0, 2 * padding + 1, (count, 2), generator=generator)
-        return cls(shift, (torch.rand(count, generator=generator) < 0.5) & mirror, padding)
+        shift = torch.randint(0, 2 * padding + 1, (count, 2), generator=generator, device="cpu")
+        return cls(shift, (torch.rand(count, generator=generator, device="cpu") < 0.5) & mirror, padding)
 
     def apply(self, images: Tensor, indices: Tensor) -> Tensor:
         """Images ``(k, c, h, w)``, whose numbers are ``indices`` ``(k,)``, shifted and mirrored; a new tensor."""
         height, width = images.shape[2:]
         down, right = (self.shift[indices, axis].view(-1, 1) - self.padding for axis in (0, 1))
-        rows = torch.arange(height).view(1, -1) + down
-        columns = torch.arange(width).view(1, -1)
+        rows = torch.arange(height, device="cpu").view(1, -1) + down
+        columns = torch.arange(width, device="cpu").view(1, -1)
         columns = torch.where(self.mirrored[indices].view(-1, 1), width - 1 - columns, columns) + right
         inside = ((rows >= 0) & (rows < height))[:, :, None] & ((columns >= 0) & (columns < width))[:, None, :]
         picked = images[
-            torch.arange(len(images))[:, None, None],
+            torch.arange(len(images), device="cpu")[:, None, None],
             :,
             rows.clamp(0, height - 1)[:, :, None],
             columns.clamp(0, width - 1)[:, None, :],

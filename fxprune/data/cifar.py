@@ -40,7 +40,7 @@ def _read(path: Path) -> Split:
         jpeg = archive["jpeg"]
         offset = archive["offset"].tolist()
         labels = torch.from_numpy(archive["label"]).long()
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    mean, std = (torch.tensor(values, device="cpu").view(3, 1, 1) for values in (MEAN, STD))
 
     def decode(indices: Tensor) -> Tensor:
         pixels = np.stack([np.asarray(Image.open(BytesIO(jpeg[offset[i] : offset[i + 1]]))) for i in indices.tolist()])

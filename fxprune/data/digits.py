@@ -29,7 +29,7 @@ def digits(test_share: float = 0.2, seed: int = 0) -> tuple[Split, Split]:
     found = load_digits()
     images = torch.from_numpy(found.images).float().unsqueeze(1) * (2 / WHITE) - 1
     labels = torch.from_numpy(found.target).long()
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed), device="cpu")
     held_out = round(test_share * len(labels))
     whole = Split(labels, lambda indices: images[indices])
     return whole.subset(order[held_out:]), whole.subset(order[:held_out])

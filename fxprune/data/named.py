@@ -95,7 +95,7 @@ def _jpeg(root: Path, download: bool, side: int) -> Images:
 
 def _normalized(pixels: Tensor, statistics: Statistics) -> Callable[[Tensor], Tensor]:
     """A reader of uint8 images ``(n, c, h, w)``."""
-    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in statistics)
+    mean, std = (torch.tensor(values, device="cpu").view(-1, 1, 1) for values in statistics)
     return lambda indices: (pixels[indices].float() / 255 - mean) / std
 
 
@@ -106,7 +106,7 @@ def _cifar(kind: Any, statistics: Statistics, classes: int) -> Callable[[Path, b
         for train in (True, False):
             found = kind(str(root), train=train, download=download)
             pixels = torch.from_numpy(found.data).permute(0, 3, 1, 2).contiguous()
-            parts.append(Split(torch.tensor(found.targets), _normalized(pixels, statistics)))
+            parts.append(Split(torch.tensor(found.targets, device="cpu"), _normalized(pixels, statistics)))
         return Images(parts[0], parts[1], classes, (3, 32, 32), 4, mirror=True)
 
     return read
@@ -143,7 +143,7 @@ def _folder(root: Path, download: bool, side: int) -> Images:
     def reader(found: Any) -> Callable[[Tensor], Tensor]:
         return lambda indices: torch.stack([found[i][0] for i in indices.tolist()])
 
-    train, test = (Split(torch.tensor(found.targets), reader(found)) for found in sets)
+    train, test = (Split(torch.tensor(found.targets, device="cpu"), reader(found)) for found in sets)
     return Images(train, test, len(sets[0].classes), (3, side, side), side // 8, mirror=True)
 
 

@@ -26,7 +26,7 @@ class Split:
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         label = int(self.labels[index])  # raises IndexError past the end, which ends iteration
-        return self.read(torch.tensor([index % len(self)]))[0], label
+        return self.read(torch.tensor([index % len(self)], device="cpu"))[0], label
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Images ``(k, c, h, w)`` and labels ``(k,)`` at the given indices ``(k,)``."""
@@ -34,8 +34,10 @@ class Split:
 
     def batches(self, size: int, seed: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """All images in batches of ``size``, in their order or, given a seed, shuffled; the last batch may be smaller."""
-        shuffled = None if seed is None else torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
-        order = torch.arange(len(self)) if shuffled is None else shuffled
+        shuffled = (
+            None if seed is None else torch.randperm(len(self), generator=torch.Generator().manual_seed(seed), device="cpu")
+        )
+        order = torch.arange(len(self), device="cpu") if shuffled is None else shuffled
         for indices in order.split(size):
             yield self.batch(indices)
 

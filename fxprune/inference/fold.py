@@ -29,6 +29,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from fxprune.capture.clone import module_at
+from fxprune.precision import double
 from fxprune.provenance.interpret import attribute
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -120,11 +121,11 @@ def _affine(node: fx.Node, root: nn.Module, ranks: Mapping[str, int]) -> Affine 
 
 
 def _norm(source: fx.Node, mean: Any, var: Any, weight: Any, bias: Any, eps: Any) -> Affine:
-    scale = torch.rsqrt(var.double() + eps)
+    scale = torch.rsqrt(double(var) + eps)
     if weight is not None:
-        scale = scale * weight.double()
-    shift = -mean.double() * scale
-    return Affine(source, scale, shift if bias is None else shift + bias.double(), norm=True)
+        scale = scale * double(weight)
+    shift = -double(mean) * scale
+    return Affine(source, scale, shift if bias is None else shift + double(bias), norm=True)
 
 
 def _functional_norm(node: fx.Node, root: nn.Module) -> Affine | None:
@@ -152,7 +153,7 @@ def _arithmetic(node: fx.Node, root: nn.Module, ranks: Mapping[str, int]) -> Aff
     if isinstance(other, bool) or (node.target in (operator.imul, operator.iadd) and source is right):
         return None
     if isinstance(other, (int, float)):
-        values: Tensor | None = torch.tensor([float(other)], dtype=torch.float64)
+        values: Tensor | None = torch.tensor([float(other)], dtype=torch.float64, device="cpu")
     else:
         value = constant(other, root)
         if value is None or not value.is_floating_point() or value.dim() > ranks.get(source.name, 0):
@@ -176,7 +177,7 @@ def _per_channel(source: fx.Node, value: Tensor, root: nn.Module, ranks: Mapping
     others = all(size == 1 for d, size in enumerate(aligned) if d != dim)
     if not others or aligned[dim] not in (1, layer.channels) or value.dtype != layer.weight.dtype:
         return None
-    return value.double().flatten()
+    return double(value).flatten()
 
 
 def _channel_dim(layer: Layer, rank: int) -> int:
@@ -245,7 +246,7 @@ def _fitting(affine: Affine, layer: Layer, ranks: Mapping[str, int]) -> tuple[Te
 
 def scaled(layer: Layer, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
     """Clause 2: weight and bias of the layer followed by ``scale * x + shift``, in the layer's dtype."""
-    weight, bias = layer.weight.double(), None if layer.bias is None else layer.bias.detach().double()
+    weight, bias = double(layer.weight), None if layer.bias is None else double(layer.bias.detach())
     scale, shift = scale.to(weight.device), shift.to(weight.device)
     if layer.kind == "transposed" and layer.groups > 1:
         rows = scale.reshape(layer.groups, 1, -1).expand(-1, weight.shape[0] // layer.groups, -1).flatten(0, 1)
@@ -257,10 +258,9 @@ def scaled(layer: Layer, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
     memory = (
         torch.channels_last if layer.weight.dim() == 4 and layer.weight.is_contiguous(memory_format=torch.channels_last) else None
     )
-    dtype = layer.weight.dtype
-    result = new.detach().to(dtype)
+    result = new.detach().to(layer.weight)
     result = result.contiguous() if memory is None else result.contiguous(memory_format=memory)
-    return result, moved.detach().to(dtype)
+    return result, moved.detach().to(layer.weight)
 
 
 def _replace(graph: fx.Graph, root: nn.Module, node: fx.Node, new: tuple[Tensor, Tensor], calls: dict[str, int]) -> None:

@@ -12,6 +12,7 @@ from fxprune.capture.inputs import Inputs
 from fxprune.capture.objects import held
 from fxprune.errors import InputError
 from fxprune.inference.layout import Facts
+from fxprune.precision import double
 
 
 def outputs(module: nn.Module, inputs: Inputs, of: str) -> list[Tensor]:
@@ -43,7 +44,7 @@ def difference(found: list[Tensor], expected: list[Tensor]) -> float:
         if not one.is_floating_point():
             worst = max(worst, 0.0 if torch.equal(one, other) else math.inf)
             continue
-        a, b = one.double(), other.double()
+        a, b = double(one), double(other)
         same = (a == b) | (a.isnan() & b.isnan())
         apart = torch.where(same, 0.0, (a - b).abs())
         scale = float(b[b.isfinite()].abs().max()) if bool(b.isfinite().any()) else 0.0

@@ -69,13 +69,13 @@ class Scratch:
     """Memory for one piece, used again for the next. Fresh memory for each would pile up between what stays."""
 
     def __init__(self) -> None:
-        self._bytes = torch.empty(0, dtype=torch.uint8)
+        self._bytes = torch.empty(0, dtype=torch.uint8, device="cpu")
 
     def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """A tensor of any numbers; it holds until the next call."""
         size = math.prod(shape) * dtype.itemsize
         if size > len(self._bytes):
-            self._bytes = torch.empty(size, dtype=torch.uint8)
+            self._bytes = torch.empty(size, dtype=torch.uint8, device="cpu")
         return self._bytes[:size].view(dtype).reshape(shape)
 
 
@@ -151,12 +151,12 @@ class Container:
     def rows(self, entry: Entry, start: int, stop: int, scratch: Scratch | None = None) -> Tensor:
         """Rows ``start`` to ``stop - 1`` of a tensor, on the CPU."""
         shape = (stop - start, *entry.shape[1:])
-        result = torch.empty(shape, dtype=entry.dtype) if scratch is None else scratch.take(shape, entry.dtype)
+        result = torch.empty(shape, dtype=entry.dtype, device="cpu") if scratch is None else scratch.take(shape, entry.dtype)
         return self._read(entry, entry.start + start * entry.row_bytes, result)
 
     def tensor(self, entry: Entry) -> Tensor:
         """A whole tensor, on the CPU."""
-        return self._read(entry, entry.start, torch.empty(entry.shape, dtype=entry.dtype))
+        return self._read(entry, entry.start, torch.empty(entry.shape, dtype=entry.dtype, device="cpu"))
 
     def _read(self, entry: Entry, place: int, result: Tensor) -> Tensor:
         if result.numel():

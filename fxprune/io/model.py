@@ -246,7 +246,7 @@ def _fill(module: fx.GraphModule, files: Shards, saved: Document, device: torch.
                     node=first,
                     expected=first,
                 )
-            tensor.data = tensor.data.to(device)
+            _put(module, tensor, tensor.data.to(device))
             continue
         used.add(name)
         new = files.tensor(name)
@@ -267,10 +267,15 @@ def _fill(module: fx.GraphModule, files: Shards, saved: Document, device: torch.
 
 def _put(module: nn.Module, old: Tensor, new: Tensor) -> None:
     """Give a tensor of a module other numbers; ties stay."""
-    if not old.is_meta:
+    if not old.is_meta and torch._has_compatible_shallow_copy_type(old, new):
         old.data = new
         return
-    for _, part in walk(module):  # a buffer without numbers has no place to put them
+    # a buffer without numbers has no place to put them, nor has any tensor for those of some other kinds of devices
+    if isinstance(old, nn.Parameter):
+        new = nn.Parameter(new, requires_grad=old.requires_grad)
+    for _, part in walk(module):
+        for key in [key for key, value in part._parameters.items() if value is old]:
+            setattr(part, key, new)  # recurrent layers keep a list of theirs
         for store in (part._buffers, part.__dict__):
             store.update({key: new for key, value in store.items() if value is old})
 

@@ -23,7 +23,7 @@ def norms(
 ) -> dict[int, Tensor]:
     """The norms of the atoms of each wanted (dimension, blocks of rows); ``fetch(a, b)`` gives rows a to b - 1."""
     blocks = dict(wanted)
-    total = {dim: torch.zeros(number, shape[dim], dtype=torch.float64) for dim, number in blocks.items()}
+    total = {dim: torch.zeros(number, shape[dim], dtype=torch.float64, device="cpu") for dim, number in blocks.items()}
     for start, stop in ranges:
         piece = fetch(start, stop)
         if piece.dtype in (torch.float16, torch.bfloat16):
@@ -33,7 +33,7 @@ def norms(
             if dim == 0:
                 total[0][0, start:stop] += rows
             else:
-                total[dim].index_add_(0, torch.arange(start, stop) // (shape[0] // number), rows)
+                total[dim].index_add_(0, torch.arange(start, stop, device="cpu") // (shape[0] // number), rows)
     return {dim: found.sqrt().flatten() for dim, found in total.items()}
 
 

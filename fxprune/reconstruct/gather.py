@@ -25,6 +25,7 @@ from torch import Tensor, fx
 
 from fxprune.capture.inputs import Inputs
 from fxprune.errors import InputError
+from fxprune.precision import double
 from fxprune.reconstruct.moments import Moments
 from fxprune.reconstruct.numbers import Array, Ids
 from fxprune.reconstruct.program import Program, Snapshot
@@ -117,11 +118,11 @@ class Site:
 class _Batch:
     """What is seen of one call of a site in one batch."""
 
-    places: Tensor = field(default_factory=lambda: torch.empty(0))
+    places: Tensor = field(default_factory=lambda: torch.empty(0, device="cpu"))
     shape: torch.Size = field(default_factory=torch.Size)
-    wanted: Tensor = field(default_factory=lambda: torch.empty(0))
+    wanted: Tensor = field(default_factory=lambda: torch.empty(0, device="cpu"))
     shortcut: Tensor | None = None
-    inputs: Tensor = field(default_factory=lambda: torch.empty(0))
+    inputs: Tensor = field(default_factory=lambda: torch.empty(0, device="cpu"))
     lost: Tensor | None = None
 
 
@@ -249,11 +250,11 @@ def _wanted(site: Site, source: Call, target: Call) -> Callable[[_Batch], Tensor
 
     def wanted(batch: _Batch) -> Tensor:
         y = batch.wanted[:, rows.to(batch.wanted.device)]
-        y = y.cpu().double() if y.device.type == "mps" else y.double()
+        y = double(y)
         y = y * numbers(gain, y) + numbers(shift, y)
         if batch.shortcut is not None and batch.lost is not None:
-            difference = batch.shortcut[:, rows.to(batch.shortcut.device)].to(y) - batch.lost.to(y)
+            difference = double(batch.shortcut[:, rows.to(batch.shortcut.device)]) - double(batch.lost)
             y = y + difference * numbers(worth, y)
-        return y if bias is None else y - bias.detach().to(y)
+        return y if bias is None else y - double(bias.detach())
 
     return wanted

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fxprune.precision import double
 from fxprune.reconstruct.numbers import Array
 
 DOUBLE = 8  # bytes of a float64
@@ -35,13 +36,13 @@ class Moments:
     def __init__(self) -> None:
         self.count = 0
         self._sums: tuple[Tensor, ...] = ()
-        self._shift: tuple[Tensor, Tensor] = (torch.empty(0), torch.empty(0))
+        self._shift: tuple[Tensor, Tensor] = (torch.empty(0, device="cpu"), torch.empty(0, device="cpu"))
 
     def add(self, x: Tensor, y: Tensor) -> None:
         """Rows ``x (n, blocks, columns)`` and ``y (n, blocks, rows)``."""
         if not len(x):
             return
-        x, y = (_double(part).transpose(0, 1) for part in (x, y))
+        x, y = (double(part).transpose(0, 1) for part in (x, y))
         if not self.count:
             self._shift = (x.mean(1, keepdim=True), y.mean(1, keepdim=True))
         x, y = x - self._shift[0], y - self._shift[1]
@@ -67,11 +68,6 @@ class Moments:
             xx - x[:, :, None] * x[:, None, :],
             xy - x[:, :, None] * y[:, None, :],
         )
-
-
-def _double(part: Tensor) -> Tensor:
-    """In float64, where the device has it; else on the CPU."""
-    return part.cpu().double() if part.device.type == "mps" else part.double()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -23,6 +23,7 @@ from fxprune.capture.arguments import arguments
 from fxprune.capture.clone import module_at, named_tensors, walk
 from fxprune.capture.inputs import Inputs
 from fxprune.errors import InputError
+from fxprune.precision import home
 from fxprune.provenance.interpret import attribute, evaluation_clone
 
 Watch = Mapping[fx.Node, Callable[[Any], None]]
@@ -59,7 +60,7 @@ class Program:
         copied = frozenset(own)
 
         def tensor(name: str, value: Tensor) -> Tensor:
-            found = value.detach()
+            found = value.detach() if dtype is None else value.detach().to(home(value.device, dtype))
             if dtype is not None and found.is_floating_point():
                 return found.to(dtype, copy=True)
             return found.clone() if name in copied else found

@@ -28,6 +28,7 @@ from fxprune.errors import BudgetError, CaptureError, NothingToPruneError, Verif
 from fxprune.graph.channels import ChannelGraph
 from fxprune.pipeline import Subject, emit_settled, study, verified
 from fxprune.plan import Plan
+from fxprune.precision import doubled
 from fxprune.reconstruct import report
 from fxprune.reconstruct.gather import Cache, Calibration, as_call, leading
 from fxprune.reconstruct.moments import size
@@ -294,7 +295,7 @@ def same(current: Program, slim: fx.GraphModule, inputs: Inputs) -> None:
     Raises:
         VerificationError: their outputs differ.
     """
-    call = inputs.map(lambda x: x.double() if x.is_floating_point() else x)
+    call = inputs.map(doubled)
     twins = (Program.of(current.graph, current.root, dtype=torch.float64), Program.of(slim.graph, slim, dtype=torch.float64))
     results = []
     for twin in twins:

@@ -28,6 +28,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from fxprune.capture.clone import module_at
+from fxprune.precision import double
 from fxprune.reconstruct.numbers import Array
 from fxprune.reconstruct.program import Program
 
@@ -226,8 +227,8 @@ def affine(norm: Any) -> tuple[Array, Array] | None:
     """Scale and shift of a batch norm in evaluation mode, per channel: ``norm(y) = scale y + shift``."""
     if norm is None:
         return None
-    scale = (norm.running_var.detach().double() + float(norm.eps)).rsqrt()
-    scale = scale if norm.weight is None else scale * norm.weight.detach().double()
-    shift = -norm.running_mean.detach().double() * scale
-    shift = shift if norm.bias is None else shift + norm.bias.detach().double()
+    scale = (double(norm.running_var.detach()) + float(norm.eps)).rsqrt()
+    scale = scale if norm.weight is None else scale * double(norm.weight.detach())
+    shift = -double(norm.running_mean.detach()) * scale
+    shift = shift if norm.bias is None else shift + double(norm.bias.detach())
     return scale.cpu().numpy(), shift.cpu().numpy()

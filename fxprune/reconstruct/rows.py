@@ -21,9 +21,9 @@ def positions(module: nn.Module, output: Tensor, count: int, generator: torch.Ge
     """Clause 1: ``(images, positions)``, on the output's device; the generator is one of the CPU."""
     images, _, places = as_map(module, output).shape
     if places <= count:
-        drawn = torch.arange(places).expand(images, -1)
+        drawn = torch.arange(places, device="cpu").expand(images, -1)
     else:
-        drawn = torch.rand(images, places, generator=generator).topk(count, dim=1, sorted=False).indices
+        drawn = torch.rand(images, places, generator=generator, device="cpu").topk(count, dim=1, sorted=False).indices
     return drawn.to(output.device)
 
 

@@ -23,6 +23,7 @@ from torch import Tensor, fx
 
 from fxprune.capture.inputs import Inputs
 from fxprune.graph.channels import ChannelGraph, ChannelGroup
+from fxprune.precision import doubled
 from fxprune.provenance.factor import Value
 from fxprune.reconstruct.numbers import Ids, Mask
 from fxprune.reconstruct.program import Program
@@ -214,7 +215,7 @@ def generations(target: Target) -> list[list[Reading]]:
 def heard(program: Program, found: Sequence[Target], inputs: Inputs) -> set[int]:
     """Clause 1: the targets whose channels something else hears, by halves."""
     everything = list(range(len(found)))
-    call = inputs.map(lambda x: x.double() if x.is_floating_point() else x)
+    call = inputs.map(doubled)
 
     def outputs(chosen: Sequence[int], noise: bool) -> list[Tensor]:
         twin = Program.of(program.graph, program.root, dtype=torch.float64)
@@ -239,7 +240,7 @@ def heard(program: Program, found: Sequence[Target], inputs: Inputs) -> set[int]
 def _silence(program: Program, target: Target, noise: bool) -> None:
     """The readers' columns of half of the channels become zero; with ``noise``, what produces these becomes large random numbers."""
     generator = torch.Generator().manual_seed(0)
-    half = torch.randperm(len(target.group), generator=generator)[: max(1, len(target.group) // 2)].numpy()
+    half = torch.randperm(len(target.group), generator=generator, device="cpu")[: max(1, len(target.group) // 2)].numpy()
     for member in target.group.members:
         tensor = program.tensors[member.name]
         atoms = member.atom[np.isin(member.channel, half)]
@@ -252,7 +253,7 @@ def _silence(program: Program, target: Target, noise: bool) -> None:
                 tensor,
                 member,
                 atoms,
-                lambda old: LOUD * torch.randn(old.shape, generator=generator, dtype=torch.float64).to(old),
+                lambda old: LOUD * torch.randn(old.shape, generator=generator, dtype=torch.float64, device="cpu").to(old),
             )
 
 

@@ -135,6 +135,6 @@ def runnable(inputs: Inputs, batch: int | None = None) -> Inputs:
         device: Any = "cpu" if tensor.is_meta else tensor.device
         if not tensor.is_floating_point():
             return torch.zeros(shape, dtype=tensor.dtype, device=device)
-        return torch.randn(shape, generator=generator).to(device, tensor.dtype)
+        return torch.randn(shape, generator=generator, device="cpu").to(device, tensor.dtype)
 
     return inputs.map(made)

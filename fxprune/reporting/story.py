@@ -201,7 +201,11 @@ def _filled(original: Original, like: nn.Module) -> nn.Module:
         if not bare.is_floating_point():
             return bare if not bare.is_meta else torch.zeros(bare.shape, dtype=bare.dtype, device=device)
         spread = 1 / math.sqrt(max(1, bare.numel() // max(1, bare.shape[0]))) if bare.dim() > 1 else 0.0
-        numbers = torch.randn(bare.shape, generator=generator) * spread if spread else torch.ones(bare.shape)
+        numbers = (
+            torch.randn(bare.shape, generator=generator, device="cpu") * spread
+            if spread
+            else torch.ones(bare.shape, device="cpu")
+        )
         new = numbers.to(device, bare.dtype)
         return nn.Parameter(new, requires_grad=False) if isinstance(bare, nn.Parameter) else new
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from fxprune.errors import InputError
 from fxprune.graph.channels import ChannelGraph, ChannelGroup
+from fxprune.precision import double
 from fxprune.provenance.interpret import evaluation_clone
 from fxprune.score.reads import Gates, Watched, reads_of
 from fxprune.score.samples import Batch, batches
@@ -145,7 +146,7 @@ def _statistic(graph: ChannelGraph, loader: Iterable[Any], most: int | None, of:
         for part in factors:
             other = [d for d in range(tensor.dim()) if part.shape[d] == 1]
             values = of(tensor)
-            summed = (values.sum(other, dtype=torch.float64) if other else values.double()).cpu().ravel()
+            summed = (double(values).sum(other) if other else double(values)).cpu().ravel()
             where = torch.from_numpy(np.ascontiguousarray(part).ravel())
             total.index_add_(0, where, summed)
             entries.index_add_(0, where, torch.full_like(summed, tensor.numel() / len(summed)))

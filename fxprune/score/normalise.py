@@ -44,7 +44,7 @@ class Normalised:
 
     def __call__(self, group: ChannelGroup) -> Tensor:
         """Scores of a group; shape (channels,)."""
-        values = torch.as_tensor(self.score(group)).detach().to("cpu", torch.float64)
+        values = torch.as_tensor(self.score(group), device="cpu").detach().cpu().to(torch.float64)
         if self.by == "none" or not values.numel():
             return values
         if self.by == "standard":

@@ -206,7 +206,7 @@ class Gates:
         found = torch.autograd.grad(loss, gates, allow_unused=True)
         for gradient, (_, part) in zip(found, self.placed, strict=True):
             if gradient is not None:
-                own = gradient.to("cpu", torch.float64) * self.samples
+                own = gradient.cpu().to(torch.float64) * self.samples
                 each = _per_sample(own, part, self.samples)
                 total.index_add_(1, torch.from_numpy(np.ascontiguousarray(part).ravel()), each)
         return total

@@ -41,7 +41,7 @@ def _gammas(group: ChannelGroup) -> tuple[Tensor, Tensor]:
     if not members:
         return torch.zeros(0, dtype=torch.float64, device="cpu"), torch.zeros(0, dtype=torch.long, device="cpu")
     picked = [
-        group.tensors[m.name].detach()[torch.from_numpy(m.atom).to(group.tensors[m.name].device)].to("cpu", torch.float64)
+        group.tensors[m.name].detach()[torch.from_numpy(m.atom).to(group.tensors[m.name].device)].cpu().to(torch.float64)
         for m in members
     ]
     return torch.cat(picked).abs(), torch.from_numpy(np.concatenate([m.channel for m in members]))
@@ -98,7 +98,7 @@ def atom_norms(tensor: Tensor, member: Member) -> Tensor:
     else:
         dims = [d for d in range(values.dim()) if d != member.dim]
         norms = torch.linalg.vector_norm(values, dim=dims) if dims else values.abs()
-    result: Tensor = norms.to("cpu", torch.float64)
+    result: Tensor = norms.cpu().to(torch.float64)
     return result
 
 
@@ -141,7 +141,7 @@ def named(name: str) -> Score:
 
 def _numbers(result: object, name: str, group: ChannelGroup) -> Tensor:
     try:
-        return torch.as_tensor(result).detach().to("cpu", torch.float64)
+        return torch.as_tensor(result, device="cpu").detach().cpu().to(torch.float64)
     except (TypeError, ValueError, RuntimeError) as error:
         raise BudgetError(
             f"score {name!r} must return a tensor of {len(group)} numbers for group {group.name!r}, got {result!r}.",

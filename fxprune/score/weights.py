@@ -20,7 +20,7 @@ ROWS_AT_ONCE = 1024
 
 def atom_rows(tensor: Tensor, member: Member) -> Tensor:
     """The entries of every atom of an axis (plan.py, clause 3); shape (atoms, entries), float64 on the CPU."""
-    values = tensor.detach().to("cpu", torch.float64)
+    values = tensor.detach().cpu().to(torch.float64)
     if member.blocks > 1:
         values = values.unflatten(0, (member.blocks, -1)).transpose(1, member.dim + 1)  # blocks, atoms, rows, ...
         rows = values.flatten(0, 1).flatten(1)

@@ -136,7 +136,7 @@ class _Gammas:
                 if member.name in group.gammas:
                     channels = group.channels[member.channel]
                     np.add.at(count, channels, 1)
-                    gamma = group.tensors[member.name].detach().abs().to("cpu", torch.float64).numpy()
+                    gamma = group.tensors[member.name].detach().abs().cpu().to(torch.float64).numpy()
                     values.append(gamma[member.atom] if own else score[channels])
         return _Gammas(np.concatenate(values), count, score)
 

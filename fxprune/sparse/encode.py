@@ -98,7 +98,7 @@ def tensor_of(bits: Numbers, dtype: torch.dtype, shape: tuple[int, ...]) -> Tens
     if dtype == torch.bool and len(bits) and int(bits.max()) > 1:
         raise SparseFileError("a bool must be 0 or 1.", expected="0 or 1", got=int(bits.max()))
     raw = torch.from_numpy(np.ascontiguousarray(bits).view(np.uint8).copy())
-    return raw.view(dtype).reshape(shape) if len(bits) else torch.zeros(shape, dtype=dtype)
+    return raw.view(dtype).reshape(shape) if len(bits) else torch.zeros(shape, dtype=dtype, device="cpu")
 
 
 def compress(bits: Numbers, shape: tuple[int, ...], *, rows: bool = True) -> Compressed:

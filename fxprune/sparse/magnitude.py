@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fxprune.errors import BudgetError
+from fxprune.precision import double
 from fxprune.sparse.layers import layers, parameter
 from fxprune.sparse.masks import mask_of
 
@@ -31,8 +32,8 @@ def _magnitudes(module: nn.Module) -> Tensor:
 
 def deviation(module: nn.Module) -> float:
     """Standard deviation of the weights of a layer that are not pruned; 0 if there are fewer than two."""
-    held, values = mask_of(module), parameter(module).detach().double()
-    alive = values.flatten() if held is None else values[held.keep]
+    held, values = mask_of(module), double(parameter(module).detach())
+    alive = values.flatten() if held is None else values[held.keep.to(values.device)]
     return float(alive.std()) if len(alive) > 1 else 0.0
 
 

@@ -28,6 +28,8 @@ from torch.nn.modules.conv import _ConvTransposeNd
 
 from fxprune.capture.inputs import Inputs
 from fxprune.graph.channels import ChannelGraph, Member
+from fxprune.precision import double as exactly
+from fxprune.precision import doubled, home
 from fxprune.provenance.factor import Ids, Mask
 from fxprune.sparse.layers import kind, parameter
 
@@ -167,7 +169,7 @@ def _moves(model: nn.Module, known: Sequence[Touch], chosen: Mask, inputs: Input
         generator = torch.Generator().manual_seed(seed)
 
         def noise(old: Tensor, generator: torch.Generator = generator) -> Tensor:
-            return LOUD * torch.randn(old.shape, generator=generator, dtype=torch.float64).to(old)
+            return LOUD * torch.randn(old.shape, generator=generator, dtype=torch.float64, device="cpu").to(old)
 
         for touch in known:
             if not touch.member.reads and (atoms := touch.of(chosen)).size:
@@ -178,13 +180,16 @@ def _moves(model: nn.Module, known: Sequence[Touch], chosen: Mask, inputs: Input
 
 
 def double(model: nn.Module) -> nn.Module:
-    """A copy in float64 and eval mode."""
-    return copy.deepcopy(model).double().eval()
+    """A copy in float64 and eval mode, where there is float64."""
+    twin = copy.deepcopy(model)
+    if any(home(t.device) != t.device for t in (*twin.parameters(), *twin.buffers())):
+        twin = twin.cpu()
+    return twin.double().eval()
 
 
 def outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
     """The tensors that a float64 model returns, for inputs of any floating dtype."""
-    call = inputs.map(lambda x: x.double() if x.is_floating_point() else x.clone())
+    call = inputs.map(lambda x: doubled(x.clone()))
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         found = model(*call.args, **call.kwargs)
@@ -198,10 +203,10 @@ def apart(left: Sequence[Tensor], right: Sequence[Tensor]) -> float:
         if a.shape != b.shape:
             return float("inf")
         if a.numel():
-            difference = torch.where(a == b, torch.zeros_like(a), a - b).abs().double()
+            difference = exactly(torch.where(a == b, torch.zeros_like(a), a - b).abs())
             both = a.isnan() & b.isnan()
             top = float(difference.masked_fill(both, 0).nan_to_num(nan=float("inf")).max())
-            worst = max(worst, top / max(1e-30, float(a.double().abs().nan_to_num(0, 0, 0).max())) if top else 0.0)
+            worst = max(worst, top / max(1e-30, float(exactly(a).abs().nan_to_num(0, 0, 0).max())) if top else 0.0)
     return worst
 
 
@@ -279,7 +284,7 @@ def randomised(inputs: Inputs, count: int = 2) -> list[Inputs]:
     generator = torch.Generator().manual_seed(0)
 
     def random(x: Tensor) -> Tensor:
-        return torch.randn(x.shape, generator=generator, dtype=torch.float64).to(x) if x.is_floating_point() else x
+        return torch.randn(x.shape, generator=generator, dtype=torch.float64, device="cpu").to(x) if x.is_floating_point() else x
 
     return [inputs.map(random) for _ in range(count)]
 
@@ -309,17 +314,17 @@ def _verdict(owners: Sequence[tuple[str, Any]], seen: Mapping[str, tuple[Tensor,
 
 def _absorb(module: Any, member: Member, atoms: Ids, values: Tensor) -> None:
     """Add what constant input channels contribute to a module's bias, in float64."""
-    weight = by_atom(module.weight.detach().double(), member)
+    weight = by_atom(exactly(module.weight.detach()), member)
     chosen = torch.from_numpy(atoms)
     with torch.no_grad():
         if member.blocks > 1:
             size = weight.shape[1]
             rows = weight[chosen // size, chosen % size].flatten(2).sum(-1) * values[chosen, None]  # atoms, rows of the block
-            more = torch.zeros(member.blocks, rows.shape[1], dtype=torch.float64).index_add_(0, chosen // size, rows).flatten()
+            more = rows.new_zeros(member.blocks, rows.shape[1]).index_add_(0, (chosen // size).to(rows.device), rows).flatten()
         else:
             more = (
                 (weight[chosen].flatten(2).sum(-1) * values[chosen, None]).sum(0)
                 if weight.dim() > 2
                 else values[chosen] @ weight[chosen]
             )
-        module.bias.copy_((module.bias.double() + more).to(module.bias.dtype))
+        module.bias.copy_((exactly(module.bias) + more).to(module.bias.dtype))

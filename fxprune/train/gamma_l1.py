@@ -144,7 +144,7 @@ class GroupL1(Penalty):
             for member in group.members:
                 name = _known(graph, trained, member.name)
                 if name and member.name in group.gammas:
-                    own = numbers.setdefault(name, torch.zeros(len(trained[name]), dtype=torch.int64))
+                    own = numbers.setdefault(name, torch.zeros(len(trained[name]), dtype=torch.int64, device="cpu"))
                     own[torch.from_numpy(member.atom)] = torch.from_numpy(group.channels[member.channel]) + 1
         if not numbers:
             raise _nothing(model)

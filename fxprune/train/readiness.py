@@ -156,7 +156,7 @@ def readiness(model: nn.Module, thresholds: Sequence[float] = THRESHOLDS) -> Rea
         NothingToPruneError: the model has no gamma.
         WeightError: gammas that are NaN or infinite.
     """
-    found = {name: gamma.detach().abs().flatten().to("cpu", torch.float64).sort().values for name, gamma in gammas(model).items()}
+    found = {name: gamma.detach().abs().flatten().cpu().to(torch.float64).sort().values for name, gamma in gammas(model).items()}
     found = {name: values for name, values in found.items() if len(values)}
     if not found:
         raise NothingToPruneError(
@@ -198,7 +198,7 @@ def _spare(norms: Sequence[Tensor]) -> float:
 
 
 def _distribution(name: str, ordered: Tensor, thresholds: Sequence[float], highest: float) -> Distribution:
-    marks = torch.quantile(ordered, torch.linspace(0, 1, 5, dtype=torch.float64)).tolist()
+    marks = torch.quantile(ordered, torch.linspace(0, 1, 5, dtype=torch.float64, device="cpu")).tolist()
     below = tuple(float((ordered < t).double().mean()) for t in thresholds)
     spare = float((ordered <= highest).double().mean())
     return Distribution(name, len(ordered), (marks[0], marks[1], marks[2], marks[3], marks[4]), below, spare)

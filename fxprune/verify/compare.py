@@ -280,7 +280,7 @@ def _matched(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Bring the columns of both into one order: that of their products with a fixed random vector."""
     if a.shape != b.shape:
         raise _shape_error(f"{a.shape[1]} vectors of {a.shape[0]}", b)
-    key = torch.rand(a.shape[0], generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(a.device) + 0.5
+    key = torch.rand(a.shape[0], generator=torch.Generator().manual_seed(0), dtype=torch.float64, device="cpu").to(a.device) + 0.5
 
     def order(value: Tensor) -> Tensor:
         return (key.to(torch.float64) @ value.to(torch.float64)).argsort()

@@ -38,8 +38,9 @@ def mask_of(value: Tensor) -> Mask:
 
 
 def mark(value: Tensor, mask: Mask) -> Tensor:
-    """Give a tensor its mask (compacted) and return the tensor."""
+    """Give a tensor its mask (compacted, on the tensor's device) and return the tensor."""
     mask = compact(mask)
+    mask = None if mask is None else mask.to(value.device)
     if mask is not None or mask_of(value) is not None:
         setattr(value, _ATTRIBUTE, mask)
     return value

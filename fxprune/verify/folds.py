@@ -21,6 +21,7 @@ from torch import Tensor, fx, nn
 from fxprune.errors import VerificationError
 from fxprune.folds import Absorption, Fold
 from fxprune.plan import Plan
+from fxprune.precision import double
 from fxprune.verify.call import tensors
 from fxprune.verify.existence import mark, plan_mask
 
@@ -61,7 +62,7 @@ class _Site:
         self.form, self.weight = folds[0].form, folds[0].weight
         self.stored = _named(slim, place).detach()
         self.base: Tensor | None = _find(original, place)
-        self.source = _named(original, self.weight).detach().to(torch.float64)
+        self.source = double(_named(original, self.weight).detach())
         self.window = _window(self.node, original, self.source.ndim - 2)
         self.groups = 1 if self.window is None else int(self.window["groups"])
 
@@ -83,8 +84,8 @@ class _Site:
 
 def _contribution(weight: Tensor, plan: Plan, fold: Fold, groups: int) -> tuple[Tensor, Tensor]:
     sizes = plan.sizes.get(fold.weight, {})
-    atoms = torch.zeros(sizes.get(fold.dim, weight.shape[fold.dim]), dtype=torch.float64, device="cpu")
-    atoms[list(fold.atoms)] = torch.tensor(fold.values, dtype=torch.float64, device="cpu")
+    atoms = torch.zeros(sizes.get(fold.dim, weight.shape[fold.dim]), dtype=torch.float64, device=weight.device)
+    atoms[list(fold.atoms)] = torch.tensor(fold.values, dtype=torch.float64, device=weight.device)
     tail = [1] * (weight.ndim - 2)
     if fold.dim == 1:
         rows = atoms.reshape(-1, 1, weight.shape[1]).expand(-1, weight.shape[0] * weight.shape[1] // len(atoms), -1)
@@ -104,9 +105,9 @@ def _fold(site: _Site, copied: nn.Module, memo: Mapping[int, Any], behind: dict[
             area = math.prod(site.window["stride"])
         kernels = kernels.flatten(1).sum(1) / area if kernels.ndim > 1 else kernels
         gross = gross.flatten(1).sum(1) / area if gross.ndim > 1 else gross
-    base = torch.zeros_like(kernels) if site.base is None else site.base.detach().to(torch.float64)
+    base = torch.zeros_like(kernels) if site.base is None else double(site.base.detach())
     expected = base[rows] - kernels[rows] if site.form == "norm" else base[rows] + kernels[rows]
-    stored = site.stored.to(torch.float64).reshape(expected.shape)
+    stored = double(site.stored).reshape(expected.shape)
     allowed = ROUNDINGS * torch.finfo(site.stored.dtype).eps * (gross + base.abs())[rows]
     apart = (stored - expected).abs() - allowed
     if bool((apart > 0).any()) or not bool(stored.isfinite().all()):
@@ -116,9 +117,9 @@ def _fold(site: _Site, copied: nn.Module, memo: Mapping[int, Any], behind: dict[
     whole[rows] = stored
     if site.base is not None:
         own = memo[id(site.base)]
-        own.detach().copy_(torch.where(_among(rows, len(base)), whole, own))
+        own.detach().copy_(torch.where(_among(rows, base), whole, own))
         return
-    mask = plan_mask(site.place, torch.empty(len(whole), device="cpu"), {0: rows.tolist()}, {0: len(whole)})
+    mask = plan_mask(site.place, whole, {0: rows.tolist()}, {0: len(whole)})
     if site.form == "bias":
         _attribute(copied, site.place.rpartition(".")[0])._parameters["bias"] = mark(
             nn.Parameter(whole.to(_dtype(copied)), requires_grad=False), mask
@@ -133,8 +134,8 @@ def _fold(site: _Site, copied: nn.Module, memo: Mapping[int, Any], behind: dict[
         behind[site.node.name] = _after(behind.get(site.node.name), _mapping(whole, mask, site.window))
 
 
-def _among(rows: Tensor, count: int) -> Tensor:
-    found = torch.zeros(count, dtype=torch.bool, device="cpu")
+def _among(rows: Tensor, base: Tensor) -> Tensor:
+    found = torch.zeros(len(base), dtype=torch.bool, device=base.device)
     found[rows] = True
     return found
 
@@ -151,7 +152,7 @@ def _adding(more: Tensor) -> Behind:
 def _mapping(kernels: Tensor, mask: Any, window: Mapping[str, Any]) -> Behind:
     def add(value: Tensor, image: Any) -> Tensor:
         spatial = len(window["stride"])
-        ones = torch.ones(1, 1, *image.shape[2:], dtype=kernels.dtype, device="cpu")
+        ones = torch.ones(1, 1, *image.shape[2:], dtype=kernels.dtype, device=kernels.device)
         more: Tensor
         settings = {key: window[key] for key in ("stride", "padding", "dilation")}
         if window["transposed"]:

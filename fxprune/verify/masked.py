@@ -24,6 +24,7 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fxprune.plan import Plan
+from fxprune.precision import home
 from fxprune.verify import (
     rules_attention,
     rules_contraction,
@@ -83,6 +84,8 @@ class OneDtype(TorchDispatchMode):
         named = kwargs.get("dtype")
         if isinstance(named, torch.dtype) and named.is_floating_point:
             kwargs["dtype"] = self.dtype
+        if isinstance(kwargs.get("device"), torch.device):
+            kwargs["device"] = home(kwargs["device"], self.dtype)
         seeded = torch.Tag.nondeterministic_seeded in func.tags
         result = (self.draw if seeded else self.call)(func, args, kwargs)
         made = isinstance(result, Tensor) and not tensors([args, kwargs])

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fxprune.precision import home
+
 _STATE = ("_parameters", "_buffers", "_modules")
 Memo = dict[int, Any]
 
@@ -25,11 +27,11 @@ def replica(module: nn.Module, dtype: torch.dtype) -> tuple[nn.Module, Memo]:
 
 
 def converted(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """A copy of a tensor, in the given dtype if it is floating."""
+    """A copy of a tensor, in the given dtype if it is floating; on the CPU where the device does not have that dtype."""
     target = dtype if tensor.is_floating_point() else tensor.dtype
     if tensor.is_complex():
         target = torch.complex128 if dtype == torch.float64 else torch.complex64
-    return tensor.detach().to(target, copy=True)
+    return tensor.detach().to(home(tensor.device, dtype)).to(target, copy=True)
 
 
 def _module(module: nn.Module, dtype: torch.dtype, memo: Memo) -> nn.Module:

@@ -13,18 +13,19 @@ import fxprune
 ROOT = Path(fxprune.__file__).parent
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py"))
 # From the ground up; a room imports itself and what stands below it.
-STAGES = ("errors", "slices", "folds", "ranking", "plan", "capture", "provenance", "graph", "score", "solve", "rewrite")
+STAGES = ("errors", "slices", "folds", "ranking", "precision", "plan", "capture", "provenance", "graph", "score", "solve", "rewrite")
 GROUND = {
     "errors": set[str](),
     "slices": {"errors"},
     "folds": set[str](),
     "ranking": set[str](),
+    "precision": set[str](),
     "plan": {"errors", "slices", "folds", "ranking"},
 }
 # Rooms beside the tower, and all they may import.
 BESIDE = {
-    "verify": {"errors", "folds", "plan", "verify"},
-    "absorb": {"errors", "folds", "plan", "capture", "provenance", "graph", "solve", "absorb"},
+    "verify": {"errors", "precision", "folds", "plan", "verify"},
+    "absorb": {"errors", "precision", "folds", "plan", "capture", "provenance", "graph", "solve", "absorb"},
     "zoo": {"errors", "zoo"},
     "data": {"errors", "data"},
     "train": {"errors", "plan", "graph", "score", "record", "train"},
@@ -32,12 +33,12 @@ BESIDE = {
     "progress": set(),
     "quiet": set(),
     "evaluate": {"errors", "score"},
-    "inference": {"errors", "capture", "provenance", "rewrite", "timing", "inference"},
+    "inference": {"errors", "precision", "capture", "provenance", "rewrite", "timing", "inference"},
     # stands on the compiler: removing what is cut off composes its stages, as the entry points do
-    "sparse": {"errors", "plan", "capture", "provenance", "graph", "solve", "pipeline", "record", "sparse"},
+    "sparse": {"errors", "precision", "plan", "capture", "provenance", "graph", "solve", "pipeline", "record", "sparse"},
     # the same; and what tells whether a channel is heard is that of sparse
     "reconstruct": {
-        *("errors", "plan", "capture", "provenance", "graph", "score", "solve", "pipeline", "record", "sparse", "reconstruct")
+        *("errors", "precision", "plan", "capture", "provenance", "graph", "score", "solve", "pipeline", "record", "sparse", "reconstruct")
     },
 }
 # What is in a room beside the tower and composes the whole pipeline all the same.

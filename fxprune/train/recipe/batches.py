@@ -70,7 +70,7 @@ class _Epoch(Dataset[tuple[Tensor, Tensor]]):
 
     def __init__(self, share: Share, seed: int, start: int) -> None:
         count = len(share.images.train)
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed), device="cpu")
         parts = order[: share.steps * share.batch].view(share.steps, share.world, -1)
         self.mine = parts[start:, share.rank]
         self.share = share

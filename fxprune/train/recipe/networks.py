@@ -26,7 +26,7 @@ def prepared(settings: Settings, *, download: bool = False) -> Images:
     images = load(settings.data, settings.root, download=download, side=settings.side)
     if not settings.subset:
         return images
-    train = images.train.subset(torch.arange(min(settings.subset, len(images.train))))
+    train = images.train.subset(torch.arange(min(settings.subset, len(images.train)), device="cpu"))
     return Images(train, images.test, images.classes, images.shape, images.padding, images.mirror)
 
 
@@ -83,7 +83,7 @@ def restored(settings: Settings, state: State, images: Images) -> nn.Module:
 
 def example(images: Images, dtype: torch.dtype = torch.float32) -> Tensor:
     """Two images."""
-    return images.test.read(torch.arange(2)).to(dtype)
+    return images.test.read(torch.arange(2, device="cpu")).to(dtype)
 
 
 def dtype_of(state: dict[str, Tensor]) -> torch.dtype:
@@ -94,7 +94,7 @@ def dtype_of(state: dict[str, Tensor]) -> torch.dtype:
 def costs(model: nn.Module, images: Images) -> tuple[int, int]:
     """Parameters, and MACs of one image."""
     parameter = next(model.parameters())
-    image = images.test.read(torch.arange(1)).to(parameter.device, parameter.dtype)
+    image = images.test.read(torch.arange(1, device="cpu")).to(parameter.device, parameter.dtype)
     mode = model.training
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model.eval()(image)

@@ -229,7 +229,7 @@ def accuracy(fabric: Any, model: nn.Module, split: Split) -> float:
     mode = model.training
     model.eval()
     hits = torch.zeros((), device=fabric.device)
-    for indices in torch.arange(fabric.global_rank, len(split), fabric.world_size).split(TEST_BATCH):
+    for indices in torch.arange(fabric.global_rank, len(split), fabric.world_size, device="cpu").split(TEST_BATCH):
         images, labels = fabric.to_device(split.batch(indices))
         hits += (model(images).argmax(1) == labels).sum()
     model.train(mode)

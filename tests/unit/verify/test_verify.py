@@ -400,6 +400,6 @@ def test_the_verifier_shares_no_code_with_what_it_checks() -> None:
     folder = Path(sys.modules["fxprune.verify"].__file__ or "").parent
     lines = [line for file in folder.glob("*.py") for line in file.read_text().splitlines()]
     imports = [line for line in lines if line.startswith(("from fxprune", "import fxprune"))]
-    allowed = ("from fxprune.verify", "from fxprune.errors", "from fxprune.folds", "from fxprune.plan")
+    allowed = ("from fxprune.verify", "from fxprune.errors", "from fxprune.folds", "from fxprune.plan", "from fxprune.precision")
     assert imports
     assert all(line.startswith(allowed) for line in imports)

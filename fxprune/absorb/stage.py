@@ -115,7 +115,7 @@ def _heard(graph: ChannelGraph, plan: Plan, reader: Reader, unheard: Mask) -> Te
     rows = rows_of(plan, reader)
     axis = next((a for a in graph.axes if a.name == reader.name and a.dim == reader.out), None)
     if axis is None or not unheard.any():
-        return torch.ones(len(rows), dtype=torch.bool)
+        return torch.ones(len(rows), dtype=torch.bool, device="cpu")
     return torch.from_numpy(~unheard[graph.closed.component[axis.start + rows.numpy()]])
 
 
@@ -178,9 +178,9 @@ def _selected(plan: Plan, norm: str, rows: Tensor) -> Tensor:
     """Which of these rows a running mean's batch norm keeps, in its order: under the selection layout it may drop some of them."""
     kept = plan.kept.get(norm, {}).get(0)
     if kept is None or tuple(rows.tolist()) == tuple(kept):
-        return torch.arange(len(rows))
+        return torch.arange(len(rows), device="cpu")
     place = {row: i for i, row in enumerate(rows.tolist())}
-    return torch.tensor([place[row] for row in kept])
+    return torch.tensor([place[row] for row in kept], device="cpu")
 
 
 def _span(arrival: Arrival, i: int) -> int:

@@ -120,7 +120,7 @@ def _planned(
 ) -> Plan:
     """``plan``. ``given``: the ratio that was asked; layout="auto" may solve for a larger one."""
     check_asked(ratio, budget)
-    ratio = None if ratio is None else check_ratio(ratio)
+    ratio, given = (None if share is None else check_ratio(share) for share in (ratio, given))
     check_scope(scope)
     if layout not in LAYOUTS:
         raise BudgetError(f"layout must be 'coupled', 'selection' or 'auto', got {layout!r}.", expected="coupled", got=layout)

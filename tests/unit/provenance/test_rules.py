@@ -108,7 +108,9 @@ def test_every_entry_of_the_table_has_a_case() -> None:
 
 def composite(name: str) -> list[bool]:
     """Per overload: it has a composite kernel."""
-    packet = getattr(torch.ops.aten, name)
+    packet = getattr(torch.ops.aten, name, None)
+    if packet is None:
+        pytest.skip(f"torch {torch.__version__} has no aten::{name}")
     found = []
     for overload in packet.overloads():
         full = f"aten::{name}" + ("" if overload == "default" else f".{overload}")

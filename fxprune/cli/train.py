@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -53,6 +54,12 @@ def train(**options: Any) -> None:
     answer("train", {"folder": str(folder), "stages": state.stages}, as_json=as_json, shown=lambda: None)
 
 
+def _plain(said: str) -> str:
+    """A sentence of a docstring as it stands in a help text: no markup, no references to clauses."""
+    said = re.sub(r" \(clauses? [^)]*\)", "", said).replace("``", "")
+    return said[:1].upper() + said[1:]
+
+
 def made() -> Callable[..., None]:
     """The command with its options."""
     told = _told()
@@ -66,11 +73,11 @@ def made() -> Callable[..., None]:
         option("quiet", bool, False, "Show nothing.", "--quiet"),
     ]
     for field in fields(Settings):
+        help_ = _plain(told[field.name])
         default: Any = field.default
         kind = Literal[CHOICES[field.name]] if field.name in CHOICES else type(default)
-        said = told[field.name]
         flags = (f"--{field.name}/--no-{field.name}",) if isinstance(default, bool) else ()
-        own.append(option(field.name, kind, default, said[:1].upper() + said[1:], *flags))
+        own.append(option(field.name, kind, default, help_, *flags))
     own.append(inspect.Parameter("as_json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Json))
 
     def train_(**options: Any) -> None:

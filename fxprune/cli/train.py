@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 import typer
+from rich.text import Text
 
 from fxprune.cli.options import Json, option, with_parameters
 from fxprune.cli.talk import answer, command
@@ -22,7 +23,8 @@ from fxprune.train.recipe.settings import Settings
 def train(**options: Any) -> None:
     """Train with sparsity, slim, fine-tune, and again. The same command takes an interrupted run up.
 
-    Settings that are not given are those of the Network Slimming paper. The folder of the run gets state.pt, log.csv and results.json.
+    Settings that are not given are those of the Network Slimming paper. The folder of the run gets state.pt, log.csv, results.json
+    and the slim network, slim.safetensors, which the other commands take.
 
     Examples:
       fxprune train --out runs/digits --epochs 20 --strength 0.02 --ratio 0.6
@@ -39,7 +41,7 @@ def train(**options: Any) -> None:
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     try:
-        from fxprune.train.recipe.run import run
+        from fxprune.train.recipe.run import SLIM, run
     except ImportError as error:
         raise FxpruneError(f"training needs another package: {error}. Install fxprune[train].", got=str(error.name)) from error
     if run_options["accelerator"] == "cpu" or not torch.accelerator.is_available():
@@ -51,7 +53,13 @@ def train(**options: Any) -> None:
         if isinstance(error, FxpruneError):
             raise
         raise FxpruneError(f"the run cannot begin: {error}", got=type(error).__name__) from error
-    answer("train", {"folder": str(folder), "stages": state.stages}, as_json=as_json, shown=lambda: None)
+    wrote = {"slim": str(folder / SLIM)}
+    answer(
+        "train",
+        {"folder": str(folder), "stages": state.stages, "files": wrote},
+        as_json=as_json,
+        shown=lambda: Text(f"wrote {wrote['slim']}"),
+    )
 
 
 def _plain(said: str) -> str:

@@ -1,7 +1,8 @@
 """The recipe: train with sparsity, slim, fine-tune, and again.
 
-1. The run is in its folder: ``state.pt`` (checkpoint.py), ``log.csv`` (one row per epoch), ``results.json`` at the end. The same call takes
-   an interrupted run up where its last checkpoint is, and a finished one as it is; other settings for the same folder are refused.
+1. The run is in its folder: ``state.pt`` (checkpoint.py), ``log.csv`` (one row per epoch), at the end ``results.json`` and
+   ``slim.safetensors``, which ``fxprune.load`` reads. The same call takes an interrupted run up where its last checkpoint is, and a
+   finished one as it is; other settings for the same folder are refused.
 2. Slimming happens in one process, whose result the others get; every phase starts from a state as if it had been read from the file, so
    runs with and without interruptions do the same.
 """
@@ -34,6 +35,7 @@ from fxprune.train.recipe.settings import Settings
 
 RESULTS = "results.json"
 TEACHER = "teacher.pt"
+SLIM = "slim.safetensors"
 
 
 def run(
@@ -129,6 +131,7 @@ def _next(run: Run, state: State) -> State:
     run.save(state)
     if state.phase == len(run.settings.phases) and run.fabric.is_global_zero:
         results = {"settings": json.loads(state.settings), "stages": state.stages}
+        fxprune.save(restored(run.settings, state, run.images), run.folder / SLIM)
         write_whole(run.folder / RESULTS, (json.dumps(results, indent=2) + "\n").encode())
     return state
 

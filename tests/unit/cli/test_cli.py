@@ -238,6 +238,10 @@ def test_train(run: Run, tmp_path: Path) -> None:
         torch.use_deterministic_algorithms(mode=False)
     assert [stage["stage"] for stage in found["stages"]] == ["trained", "slim", "tuned"]
     assert (tmp_path / "run" / "results.json").exists()
+    loaded = fxprune.load(zoo.mlp(64, 16, 16, 10), found["files"]["slim"])
+    assert sum(p.numel() for p in loaded.parameters()) == found["stages"][-1]["parameters"]
+    state = torch.load(tmp_path / "run" / "state.pt", weights_only=True)["model"]
+    assert all(torch.equal(tensor, state[name]) for name, tensor in loaded.state_dict().items())
     refused = run(*arguments, "--seed", "3", "--json")
     torch.use_deterministic_algorithms(mode=False)
     assert refused.code == 1

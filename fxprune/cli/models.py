@@ -197,7 +197,7 @@ def read(path: Path) -> Any:
             "is empty"
             if not path.stat().st_size
             else "holds more than tensors (a whole model, say), and reading that could run code: weights_only=True refuses it"
-            if "Unsupported" in str(error)
+            if "Unsupported global" in str(error) or "Unsupported class" in str(error)
             else f"is no file of weights, or is damaged ({type(error).__name__})"
         )
         raise FileFormatError(

@@ -14,7 +14,7 @@ from rich.table import Table
 from fxprune.cli import models
 from fxprune.cli.options import Arguments, Json, Model, Shapes, SlimFile, Weights
 from fxprune.cli.talk import answer, busy, command, counted
-from fxprune.errors import FxpruneError
+from fxprune.errors import FxpruneError, PlanMismatchError
 
 
 @command
@@ -130,6 +130,13 @@ def diff(a: Plan, b: Plan, as_json: Json = False) -> None:
     """
     import fxprune
 
-    found = fxprune.diff(models.plan_in(a), models.plan_in(b))
+    (first, one), (second, other) = models.plan_in(a), models.plan_in(b)
+    if one and other and one != other:
+        raise PlanMismatchError(
+            f"{a} and {b} were made from different architectures: their channels cannot be compared. `fxprune inspect MODEL SLIM` shows each.",
+            expected=one,
+            got=other,
+        )
+    found = fxprune.diff(first, second)
     data = {"same": not found, **asdict(found)}
     answer("diff", data, as_json=as_json, shown=found.__rich__)

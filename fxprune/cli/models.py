@@ -254,8 +254,8 @@ def example(shapes: Sequence[str], model: nn.Module) -> tuple[Tensor, ...] | Non
     return tuple(made) or None
 
 
-def plan_in(path: Path) -> Any:
-    """The plan that a file holds: JSON, or a slim model's safetensors.
+def plan_in(path: Path) -> tuple[Any, str]:
+    """The plan that a file holds (JSON, or a slim model's safetensors), and the fingerprint of its original where the file tells it.
 
     Raises:
         FxpruneError: it holds none.
@@ -263,13 +263,14 @@ def plan_in(path: Path) -> Any:
     from fxprune.io import describe
     from fxprune.plan import Plan
 
-    if path.is_dir() or path.suffix == ".safetensors":
-        return describe(path).plan
-    content = path.read_bytes()
-    if content[8:10] == b'{"':  # the header of a safetensors file, whatever its name
-        return describe(path).plan
+    content = b"" if path.is_dir() else path.read_bytes()[:10]
+    if (
+        path.is_dir() or path.suffix == ".safetensors" or content[8:10] == b'{"'
+    ):  # a safetensors file begins so, whatever its name
+        said = describe(path)
+        return said.plan, said.origin.fingerprint
     try:
-        return Plan.from_json(content.decode())
+        return Plan.from_json(path.read_bytes().decode()), ""
     except (UnicodeDecodeError, PlanMismatchError) as error:
         why = str(error) if isinstance(error, PlanMismatchError) else "it is no text"
         raise FxpruneError(

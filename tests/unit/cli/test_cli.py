@@ -137,6 +137,14 @@ def test_diff_reads_a_slim_model_of_any_name(slimmed: Run, tmp_path: Path) -> No
     assert slimmed("diff", "slim.bin", "slim.safetensors", "--json").data["same"] is True
 
 
+def test_diff_refuses_slim_models_of_different_architectures(slimmed: Run) -> None:
+    wide = ("slim", "nets_of_a_user:build", "--arg", "width=40", "--ratio", "0.4", "--input", "2x3x8x8", "-o", "wide.safetensors")
+    assert slimmed(*wide).code == 0
+    said = slimmed("diff", "slim.safetensors", "wide.safetensors")
+    assert said.code == 1
+    assert "different architectures" in said.err
+
+
 def test_slim_writes_what_load_reads(run: Run, tmp_path: Path) -> None:
     model = zoo.tiny_vgg().eval()
     torch.save({"state_dict": {f"module.{k}": v for k, v in model.state_dict().items()}}, tmp_path / "w.pt")

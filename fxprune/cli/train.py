@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import torch
 import typer
-from rich.text import Text
 
 from fxprune.cli.options import Json, option, with_parameters
 from fxprune.cli.talk import answer, command
@@ -53,13 +52,8 @@ def train(**options: Any) -> None:
         if isinstance(error, FxpruneError):
             raise
         raise FxpruneError(f"the run cannot begin: {error}", got=type(error).__name__) from error
-    wrote = {"slim": str(folder / SLIM)}
-    answer(
-        "train",
-        {"folder": str(folder), "stages": state.stages, "files": wrote},
-        as_json=as_json,
-        shown=lambda: Text(f"wrote {wrote['slim']}"),
-    )
+    data = {"folder": str(folder), "stages": state.stages, "files": {"slim": str(folder / SLIM)}}
+    answer("train", data, as_json=as_json, shown=lambda: None)
 
 
 def _plain(said: str) -> str:

@@ -82,9 +82,12 @@ def run(
                 state = _begun(shared, state)
             while state.phase < len(settings.phases):
                 state = _next(shared, state)
+            if leading and not (place / SLIM).exists():
+                fxprune.save(restored(settings, state, images), place / SLIM)
     finally:
         journal.close()
     journal.say(table_of(state.stages))
+    journal.say(f"the slim network is in {place / SLIM}")
     return state
 
 
@@ -131,7 +134,6 @@ def _next(run: Run, state: State) -> State:
     run.save(state)
     if state.phase == len(run.settings.phases) and run.fabric.is_global_zero:
         results = {"settings": json.loads(state.settings), "stages": state.stages}
-        fxprune.save(restored(run.settings, state, run.images), run.folder / SLIM)
         write_whole(run.folder / RESULTS, (json.dumps(results, indent=2) + "\n").encode())
     return state
 

@@ -66,13 +66,12 @@ print(fxprune.plan_of(slim).achieved)
 LOAD = """
 import numpy, torch, fxprune
 from own import Own
-from fxprune.capture.inputs import Inputs
 from fxprune.io.export import export
 slim = fxprune.load(Own().eval(), "own.safetensors")
 expected = numpy.load("expected.npz")
 x = torch.from_numpy(expected["x"])
 assert torch.equal(slim(x).detach(), torch.from_numpy(expected["y"]))
-print(export(slim, "own.onnx", Inputs((x,), {})))
+print(export(slim, "own.onnx", x))
 """
 RUN = """
 import sys, numpy, onnxruntime

@@ -45,6 +45,8 @@ FUNCTIONS: dict[str, Any] = {
     "scaled_dot_product_attention": F.scaled_dot_product_attention,
     "split_with_sizes": torch.split,
 }
+# Guards would refuse other batch sizes than they allow for; older torch (2.6) has none and does not know the word.
+UNGUARDED = {"check_guards": False} if "check_guards" in inspect.signature(torch.export.ExportedProgram.module).parameters else {}
 DROPPED = ("_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range", "sym_constrain_range_for_size")
 
 
@@ -77,7 +79,7 @@ def _exported(root: nn.Module, inputs: Inputs) -> tuple[fx.GraphModule, bool]:
             with warnings.catch_warnings(), torch.no_grad(), _silence():
                 warnings.simplefilter("ignore")
                 program = torch.export.export(root, args, kwargs, dynamic_shapes=dynamic, strict=False)
-                module = program.module(check_guards=False)
+                module = program.module(**UNGUARDED)
         except Exception as error:  # noqa: BLE001 - whatever export raises, it refuses
             last = error
             continue

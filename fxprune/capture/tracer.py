@@ -310,10 +310,25 @@ def _flagged(modules: list[tuple[str, nn.Module]], tracer: ChannelTracer) -> lis
     return changed
 
 
-def _explained(error: Exception, model: nn.Module) -> CaptureError:
-    frames = [
-        f for f in traceback.extract_tb(error.__traceback__) if "/torch/" not in f.filename and "/fxprune/" not in f.filename
+def users_frames(error: BaseException) -> list[traceback.FrameSummary]:
+    """Where an error passed through the user's own code, outermost first.
+
+    torch.fx of older versions gives a ``forward(*args)`` other variables without telling its table of positions, which Python then cannot
+    read: an error with such a frame loses its traceback here, since nobody could print it.
+    """
+    walked = [
+        traceback.FrameSummary(frame.f_code.co_filename, line, frame.f_code.co_name)
+        for frame, line in traceback.walk_tb(error.__traceback__)
     ]
+    try:
+        traceback.extract_tb(error.__traceback__)
+    except RuntimeError:
+        error.__traceback__ = None
+    return [f for f in walked if "/torch/" not in f.filename and "/fxprune/" not in f.filename]
+
+
+def _explained(error: Exception, model: nn.Module) -> CaptureError:
+    frames = users_frames(error)
     place = f' at {frames[-1].filename}:{frames[-1].lineno}, "{frames[-1].line}"' if frames else ""
     return CaptureError(
         f"{type(model).__name__} cannot be traced{place}: {error}. Its control flow depends on values that exist only at run time. "

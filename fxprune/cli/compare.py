@@ -14,7 +14,7 @@ from rich.table import Table
 from fxprune.cli import models
 from fxprune.cli.options import Arguments, Json, Model, Shapes, SlimFile, Weights
 from fxprune.cli.talk import answer, busy, command, counted
-from fxprune.errors import FxpruneError
+from fxprune.errors import FxpruneError, PlanMismatchError
 
 
 @command
@@ -25,11 +25,11 @@ def bench(
     arg: Arguments = None,
     input_: Shapes = None,
     batch: Annotated[
-        list[int] | None, typer.Option("--batch", "-b", min=1, help="Samples per call. Repeatable. [default: as slimmed]")
+        list[int] | None, typer.Option("--batch", "-b", min=1, show_default="as slimmed", help="Samples per call. Repeatable.")
     ] = None,
     rounds: Annotated[int, typer.Option(min=3, help="At most that many rounds.")] = 50,
     seconds: Annotated[float, typer.Option(min=0.1, help="No round begins after that time, for each batch.")] = 10.0,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. [default: torch's]")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, show_default="torch's", help="CPU threads.")] = None,
     deploy: Annotated[
         bool, typer.Option("--deploy", help="Measure both as fxprune.deploy gives them: norms folded, the fastest layout.")
     ] = False,
@@ -119,7 +119,9 @@ Plan = Annotated[Path, typer.Argument(exists=True, help="A plan (.json) or a sli
 
 @command
 def diff(a: Plan, b: Plan, as_json: Json = False) -> None:
-    """Show what two plans for one model keep differently. The exit code is 0 whether they differ or not.
+    """Show what two plans for one model keep differently.
+
+    The exit code is 0 whether they differ or not.
 
     Examples:
       fxprune diff slim-40.safetensors slim-60.safetensors
@@ -128,6 +130,13 @@ def diff(a: Plan, b: Plan, as_json: Json = False) -> None:
     """
     import fxprune
 
-    found = fxprune.diff(models.plan_in(a), models.plan_in(b))
+    (first, one), (second, other) = models.plan_in(a), models.plan_in(b)
+    if one and other and one != other:
+        raise PlanMismatchError(
+            f"{a} and {b} were made from different architectures: their channels cannot be compared. `fxprune inspect MODEL SLIM` shows each.",
+            expected=one,
+            got=other,
+        )
+    found = fxprune.diff(first, second)
     data = {"same": not found, **asdict(found)}
     answer("diff", data, as_json=as_json, shown=found.__rich__)

@@ -11,7 +11,7 @@ from rich.text import Text
 from torch import nn
 
 from fxprune.cli import models
-from fxprune.cli.options import Arguments, Json, Model, Shapes, SlimFile
+from fxprune.cli.options import Arguments, Json, Model, Shapes, SlimFile, written
 from fxprune.cli.talk import answer, busy, command
 from fxprune.errors import FxpruneError
 
@@ -22,7 +22,13 @@ def export(
     slim: SlimFile,
     output: Annotated[
         Path,
-        typer.Option("--output", "-o", metavar="FILE", help="Its suffix chooses: .onnx, .pt2 (torch.export), .pt (TorchScript)."),
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE",
+            callback=written,
+            help="Its suffix chooses: .onnx, .pt2 (torch.export), .pt (TorchScript).",
+        ),
     ],
     arg: Arguments = None,
     input_: Shapes = None,
@@ -31,7 +37,9 @@ def export(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Export a slim model, run what was written, and compare it with the model. The number of samples stays open.
+    """Export a slim model, run what was written, and compare it with the model.
+
+    The number of samples stays open where the model allows it.
 
     Examples:
       fxprune export torchvision:resnet50 slim.safetensors -o slim.onnx

@@ -44,14 +44,16 @@ def inspect(
       fxprune inspect torchvision:resnet18 slim.safetensors --report slim.html
     """
     import fxprune
+    from fxprune.reporting.story import example_of
 
     with busy(f"building {model}"):
         built = models.build(model, arg or (), weights)
-    example = models.example(input_ or (), built)
+    example: Any = models.example(input_ or (), built)
     original: Any = None
     if slim is not None:
         with busy(f"loading {slim}"):
             original, built = built, fxprune.load(built, slim, example)
+        example = example_of(built, example)
     if explain:
         with busy("analyzing"):
             graph = fxprune.analyze(built, example)

@@ -24,7 +24,7 @@ import torch
 import typer
 from torch import Tensor, nn
 
-from fxprune.errors import FileFormatError, FxpruneError, WeightError
+from fxprune.errors import FileFormatError, FxpruneError, PlanMismatchError, WeightError
 
 NESTED = ("state_dict", "model_state_dict", "model", "module")
 PREFIXES = ("module.", "_orig_mod.")
@@ -59,7 +59,7 @@ def build(name: str, arguments: Sequence[str] = (), weights: Path | None = None)
             torch.manual_seed(0)
             model = factory(**options)
     if not isinstance(model, nn.Module):
-        raise typer.BadParameter(f"{name} gave a {type(model).__name__}; a model is a torch.nn.Module.")
+        raise typer.BadParameter(f"{name} gave {model!r:.80}; a model is a torch.nn.Module.")
     if weights is not None:
         load_weights(model, weights)
     return model.eval()
@@ -143,9 +143,7 @@ def _imported(module: str, name: str) -> Any:
             raise typer.BadParameter(f"{module} has no {part!r}.{_hint(near)}")
         found = getattr(found, part)
     if not callable(found):
-        raise typer.BadParameter(
-            f"{module}:{name} is a {type(found).__name__}; it has to be a function that returns a model, or a model."
-        )
+        raise typer.BadParameter(f"{module}:{name} is {found!r:.80}; it has to be a function that returns a model, or a model.")
     return found
 
 
@@ -195,10 +193,15 @@ def read(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        line = str(error).strip().splitlines()[0]
+        what = (
+            "is empty"
+            if not path.stat().st_size
+            else "holds more than tensors (a whole model, say), and reading that could run code: weights_only=True refuses it"
+            if "Unsupported global" in str(error) or "Unsupported class" in str(error)
+            else f"is no file of weights, or is damaged ({type(error).__name__})"
+        )
         raise FileFormatError(
-            f"{path} cannot be read as weights: {line} Files are read with weights_only=True, which runs no code: save the state dict, "
-            "torch.save(model.state_dict(), path), or safetensors.",
+            f"{path} cannot be read as weights: it {what}. Save the state dict, torch.save(model.state_dict(), path), or a safetensors file.",
             node=str(path),
             got=type(error).__name__,
         ) from error
@@ -210,7 +213,13 @@ def _nested(found: Any, path: Path) -> dict[str, Tensor]:
             found = found[key]
             break
     if not isinstance(found, Mapping) or not found or not all(isinstance(t, Tensor) for t in found.values()):
-        raise FileFormatError(f"{path} holds no state dict: names with tensors.", node=str(path), got=type(found).__name__)
+        there = f"a dict of {', '.join(map(repr, list(found)[:4]))}" if isinstance(found, Mapping) and found else f"{found!r:.60}"
+        raise FileFormatError(
+            f"{path} holds no state dict (names with tensors), alone or under {', '.join(map(repr, NESTED))}: it holds {there}. "
+            "Save the state dict alone.",
+            node=str(path),
+            got=type(found).__name__,
+        )
     return {str(name): tensor for name, tensor in found.items()}
 
 
@@ -245,8 +254,8 @@ def example(shapes: Sequence[str], model: nn.Module) -> tuple[Tensor, ...] | Non
     return tuple(made) or None
 
 
-def plan_in(path: Path) -> Any:
-    """The plan that a file holds: JSON, or a slim model's safetensors.
+def plan_in(path: Path) -> tuple[Any, str]:
+    """The plan that a file holds (JSON, or a slim model's safetensors), and the fingerprint of its original where the file tells it.
 
     Raises:
         FxpruneError: it holds none.
@@ -254,10 +263,17 @@ def plan_in(path: Path) -> Any:
     from fxprune.io import describe
     from fxprune.plan import Plan
 
-    if path.suffix == ".safetensors" or path.is_dir():
-        return describe(path).plan
+    content = b"" if path.is_dir() else path.read_bytes()[:10]
+    if (
+        path.is_dir() or path.suffix == ".safetensors" or content[8:10] == b'{"'
+    ):  # a safetensors file begins so, whatever its name
+        said = describe(path)
+        return said.plan, said.origin.fingerprint
     try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise FxpruneError(f"{path} holds no plan: it is no text.", node=str(path)) from error
-    return Plan.from_json(text)
+        return Plan.from_json(path.read_bytes().decode()), ""
+    except (UnicodeDecodeError, PlanMismatchError) as error:
+        why = str(error) if isinstance(error, PlanMismatchError) else "it is no text"
+        raise FxpruneError(
+            f"{path} holds no plan: {why.removeprefix('this is not a plan: ')} Give a plan's JSON text, or what `fxprune slim -o` wrote.",
+            node=str(path),
+        ) from error

@@ -14,6 +14,22 @@ MODELS = (
     "torchvision:resnet50, timm:vit_tiny_patch16_224, zoo:resnet164, or package.module:factory (a function that returns a model)."
 )
 
+
+def written(path: Path | None) -> Path | None:
+    """A file that is to be written: what is wrong with its place is said before anything is computed.
+
+    Raises:
+        BadParameter: it is a folder, or its folder is not there.
+    """
+    if path is not None and path.is_dir():
+        raise typer.BadParameter(f"{str(path)!r} is a folder. Name a file in it.")
+    if path is not None and not path.absolute().parent.is_dir():
+        raise typer.BadParameter(
+            f"there is no folder {str(path.parent)!r} to write {path.name!r} into. Make it, or name another."
+        )
+    return path
+
+
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=f"The original: {MODELS}", show_default=False)]
 SlimFile = Annotated[
     Path, typer.Argument(metavar="SLIM", exists=True, help="What `fxprune slim -o` or fxprune.save wrote.", show_default=False)
@@ -43,7 +59,10 @@ Shapes = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
-Report = Annotated[Path | None, typer.Option("--report", metavar="FILE.html", help="Also write the report: one HTML file.")]
+Report = Annotated[
+    Path | None,
+    typer.Option("--report", metavar="FILE.html", callback=written, help="Also write the report: one HTML file."),
+]
 
 
 def _score(name: str) -> str:

@@ -14,7 +14,7 @@ from torch import nn
 
 from fxprune.cli import models
 from fxprune.cli.groups import of_groups
-from fxprune.cli.options import Arguments, Json, Model, RankedBy, Weights
+from fxprune.cli.options import Arguments, Json, Model, RankedBy, Weights, written
 from fxprune.cli.talk import answer, aside, busy, command, counted
 
 Of = Literal["weights", "channels"]
@@ -48,14 +48,14 @@ def sensitivity(
         float, typer.Option(min=0, max=1, help="Allowed loss of accuracy per layer (group), for the suggestions.")
     ] = 0.01,
     points: Annotated[
-        Path | None, typer.Option(metavar="FILE.json", help="Keep measured points here, and go on from there.")
+        Path | None, typer.Option(metavar="FILE.json", callback=written, help="Keep measured points here, and go on from there.")
     ] = None,
-    plot: Annotated[Path | None, typer.Option(metavar="FILE.svg", help="Draw the curves.")] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE.svg", callback=written, help="Draw the curves.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure how much accuracy each layer costs when it loses single weights (or each group, when it loses channels), nothing retrained.
+    """Measure how much accuracy each layer costs when it loses weights, or each group when it loses channels.
 
-    With --points an interrupted scan goes on where it was.
+    Nothing is retrained. With --points an interrupted scan goes on where it was.
 
     Examples:
       fxprune sensitivity zoo:lenet300 -w lenet300.pt --data mnist --root data/mnist

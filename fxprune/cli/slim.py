@@ -18,7 +18,7 @@ from rich.text import Text
 from typer.core import TyperCommand
 
 from fxprune.cli import models
-from fxprune.cli.options import Arguments, Json, Model, RankedBy, Report, Shapes, Weights, option, with_parameters
+from fxprune.cli.options import Arguments, Json, Model, RankedBy, Report, Shapes, Weights, option, with_parameters, written
 from fxprune.cli.talk import answer, aside, busy, command
 
 Layout = Literal["coupled", "selection", "auto"]
@@ -38,7 +38,13 @@ def slim(
     ratio: Annotated[float | None, typer.Option("--ratio", "-r", help="Share of the channels to REMOVE, in [0, 1).")] = None,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="FILE.safetensors", help="Where the slim model goes (fxprune.load reads it)."),
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE.safetensors",
+            callback=written,
+            help="Where the slim model goes (fxprune.load reads it).",
+        ),
     ] = None,
     weights: Weights = None,
     arg: Arguments = None,
@@ -82,12 +88,16 @@ def slim(
     strict: Annotated[
         bool, typer.Option("--strict", help="Fail where a plan cannot be verified, instead of keeping what is to blame.")
     ] = False,
-    plan: Annotated[Path | None, typer.Option(metavar="FILE.json", help="Also write the plan alone, as JSON.")] = None,
+    plan: Annotated[
+        Path | None, typer.Option(metavar="FILE.json", callback=written, help="Also write the plan alone, as JSON.")
+    ] = None,
     report: Report = None,
     as_json: Json = False,
     **bounds: Any,
 ) -> None:
-    """Make a model physically smaller, verify it, and write it to one file (weights, plan, evidence; no pickle).
+    """Make a model physically smaller, verify it, and write it to one file.
+
+    The file holds weights, plan and evidence, and no pickle. How much goes is said by --ratio, or by upper bounds on what remains.
 
     Examples:
       fxprune slim torchvision:resnet50 -w resnet50.pth --ratio 0.5 -o slim.safetensors
@@ -111,7 +121,8 @@ def slim(
     chosen = {name: value for name, value in bounds.items() if value is not None}
     budget = fxprune.Budget(**{n: _bound(n, v) for n, v in chosen.items()}) if chosen else None
     if ratio is None and budget is None:
-        raise typer.BadParameter(f"say how much is to go: --ratio{''.join(f', --{n}' for n in bounds)}.")
+        ways = ", ".join("--" + name.replace("_", "-") for name in ("ratio", *bounds))
+        raise typer.BadParameter(f"say how much is to go: {ways}.")
     with busy(f"building {model}"):
         built = models.build(model, arg or (), weights)
     example = models.example(input_ or (), built)

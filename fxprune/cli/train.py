@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -21,7 +22,8 @@ from fxprune.train.recipe.settings import Settings
 def train(**options: Any) -> None:
     """Train with sparsity, slim, fine-tune, and again. The same command takes an interrupted run up.
 
-    Settings that are not given are those of the Network Slimming paper. The folder of the run gets state.pt, log.csv and results.json.
+    Settings that are not given are those of the Network Slimming paper. The folder of the run gets state.pt, log.csv, results.json
+    and the slim network, slim.safetensors, which the other commands take.
 
     Examples:
       fxprune train --out runs/digits --epochs 20 --strength 0.02 --ratio 0.6
@@ -38,7 +40,7 @@ def train(**options: Any) -> None:
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     try:
-        from fxprune.train.recipe.run import run
+        from fxprune.train.recipe.run import SLIM, run
     except ImportError as error:
         raise FxpruneError(f"training needs another package: {error}. Install fxprune[train].", got=str(error.name)) from error
     if run_options["accelerator"] == "cpu" or not torch.accelerator.is_available():
@@ -50,7 +52,14 @@ def train(**options: Any) -> None:
         if isinstance(error, FxpruneError):
             raise
         raise FxpruneError(f"the run cannot begin: {error}", got=type(error).__name__) from error
-    answer("train", {"folder": str(folder), "stages": state.stages}, as_json=as_json, shown=lambda: None)
+    data = {"folder": str(folder), "stages": state.stages, "files": {"slim": str(folder / SLIM)}}
+    answer("train", data, as_json=as_json, shown=lambda: None)
+
+
+def _plain(said: str) -> str:
+    """A sentence of a docstring as it stands in a help text: no markup, no references to clauses."""
+    said = re.sub(r" \(clauses? [^)]*\)", "", said).replace("``", "")
+    return said[:1].upper() + said[1:]
 
 
 def made() -> Callable[..., None]:
@@ -66,11 +75,11 @@ def made() -> Callable[..., None]:
         option("quiet", bool, False, "Show nothing.", "--quiet"),
     ]
     for field in fields(Settings):
+        help_ = _plain(told[field.name])
         default: Any = field.default
         kind = Literal[CHOICES[field.name]] if field.name in CHOICES else type(default)
-        said = told[field.name]
         flags = (f"--{field.name}/--no-{field.name}",) if isinstance(default, bool) else ()
-        own.append(option(field.name, kind, default, said[:1].upper() + said[1:], *flags))
+        own.append(option(field.name, kind, default, help_, *flags))
     own.append(inspect.Parameter("as_json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Json))
 
     def train_(**options: Any) -> None:

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,12 +18,16 @@ from typing import BinaryIO
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """A binary file to write; when the block ends, it is ``path`` (clauses 1 to 3)."""
+    """A binary file to write; when the block ends, it is ``path`` (clauses 1 to 3).
+
+    Raises:
+        OSError: there is no such folder, or ``path`` is one; or what the system says when it cannot write.
+    """
     final = Path(os.path.realpath(path))
     if final.is_dir():
-        raise IsADirectoryError(f"{path} is a folder: give the name of a file in it.")
+        raise IsADirectoryError(errno.EISDIR, "this is a folder; name a file in it", str(final))
     if not final.parent.is_dir():
-        raise FileNotFoundError(f"{path} cannot be written: there is no folder {final.parent}.")
+        raise FileNotFoundError(errno.ENOENT, f"there is no folder to write {final.name!r} into", str(final.parent))
     temporary = final.with_name(f".{final.name}.{os.getpid()}-{os.urandom(4).hex()}.part")
     try:
         with temporary.open("xb") as file:

@@ -8,7 +8,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import Any
 
 from rich import box
 from rich.console import Console, Group
@@ -121,4 +123,22 @@ def _row(axes: tuple[str, ...], size: int, a: tuple[int, ...], b: tuple[int, ...
 
 def _fields(a: Plan, b: Plan) -> list[tuple[str, str, str]]:
     names = [f.name for f in fields(Plan) if f.compare and f.name not in ("kept", "sizes")]
-    return [(name, str(getattr(a, name)), str(getattr(b, name))) for name in names if getattr(a, name) != getattr(b, name)]
+    return [(name, _text(getattr(a, name)), _text(getattr(b, name))) for name in names if getattr(a, name) != getattr(b, name)]
+
+
+def _text(value: Any) -> str:
+    """A field as people read it: sentences one after the other, of figures what is left and what there was."""
+    if isinstance(value, Mapping):
+        return "; ".join(
+            f"{name}: {_figure(own['achieved'])} of {_figure(own['original'])}"
+            if own.keys() >= {"achieved", "original"}
+            else f"{name}: {own}"
+            for name, own in value.items()
+        )
+    if isinstance(value, tuple):
+        return "; ".join(map(str, value))
+    return _figure(value) if isinstance(value, float) else str(value)
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"

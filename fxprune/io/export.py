@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import errno
 import io as memory
 import os
 import warnings
@@ -21,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxprune.capture.inputs import Inputs
+from fxprune.capture.inputs import Inputs, given
 from fxprune.errors import FxpruneError, VerificationError
 from fxprune.io.atomic import replacing
 
@@ -52,21 +53,26 @@ class Exported:
     checked_with: str
 
 
-def export(model: nn.Module, path: str | os.PathLike[str], inputs: Inputs) -> Exported:
+def export(model: nn.Module, path: str | os.PathLike[str], example_inputs: Any) -> Exported:
     """Write a model for another runtime, and check what was written (clauses 1 to 3). The model is only read.
 
     Args:
         model: a slim model, or any other.
         path: its suffix chooses the format.
-        inputs: of one call, with numbers.
+        example_inputs: of one call, with numbers: a tensor, a tuple of arguments, or a dict of keyword arguments.
 
     Raises:
+        FileNotFoundError: there is no such folder.
         FxpruneError: an unknown suffix, an exporter that refuses the model, or one that is not installed.
+        InputError: example inputs of another kind.
         VerificationError: the file computes something else; it is removed.
     """
     place = Path(path)
     if place.suffix not in FORMATS:
         raise FxpruneError(f"{place} must end in {', '.join(FORMATS)}: the suffix chooses the format.", got=place.suffix)
+    if not place.absolute().parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, f"there is no folder to write {place.name!r} into", str(place.parent))
+    inputs = given(example_inputs)
     subject = copy.deepcopy(model).eval()
     exporter = {"ONNX": _onnx, "torch.export": _program, "TorchScript": _script}[FORMATS[place.suffix]]
     try:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -24,6 +25,7 @@ from fxprune.capture.clone import clone, hollow, named_tensors, walk
 from fxprune.capture.inputs import Inputs, given
 from fxprune.capture.signature import inputs_of
 from fxprune.errors import FileFormatError, InputError, PlanMismatchError, WeightError
+from fxprune.inference.deploy import deployment_of
 from fxprune.io.container import write
 from fxprune.io.document import KEY, Document, check_format, document
 from fxprune.io.layout import Entry
@@ -50,9 +52,7 @@ def save(slim: nn.Module, path: Place) -> None:
     record = record_of(slim)
     if record is None:
         kind = type(slim).__name__
-        raise PlanMismatchError(
-            f"this {kind} carries no plan: it was not made by fxprune. Save what slim() or apply() gave.", got=kind
-        )
+        raise PlanMismatchError(f"this {kind} carries no plan: {_unsaved(slim)}", got=kind)
     tensors = tensors_of(slim)
     _check(tensors, record)
     said = described(record, tensors)
@@ -62,6 +62,18 @@ def save(slim: nn.Module, path: Place) -> None:
         return (tensors[entry.name],)
 
     write(path, entries, {"format": "pt", KEY: said.text()}, numbers)
+
+
+def _unsaved(module: Any) -> str:
+    """Why a module that carries no plan does not, and what to save instead."""
+    for name in ("module", "_orig_mod"):  # wrappers of torch: parallel ones, and compiled modules
+        inner = getattr(module, name, None)
+        if isinstance(inner, nn.Module) and record_of(inner) is not None:
+            return f"it wraps a slim model, which does. Save that: its .{name}."
+    with suppress(InputError):
+        deployment_of(module)
+        return "it was made by deploy(), which folds layers into one another. Save the slim model, and deploy what load() gives."
+    return "it was not made by fxprune. Save what slim() or apply() gave."
 
 
 def described(record: Record, tensors: Mapping[str, Tensor]) -> Document:
@@ -155,8 +167,15 @@ def load(
         FileFormatError: the file is truncated, damaged, changed, of an unknown format, or not fxprune's.
         PlanMismatchError: the model is another architecture than the original.
         CaptureError: the model cannot be traced.
+        InputError: ``model`` is no module; or example inputs are needed, or do not fit.
     """
     where = str(path)
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            f"model must be a torch.nn.Module, the original that {where} was made from; got {type(model).__name__}.",
+            expected="torch.nn.Module",
+            got=type(model).__name__,
+        )
     with Shards(path) as files:
         data = check_format(files.metadata, where)
         files.check()
@@ -193,7 +212,7 @@ def _rebuilt(model: nn.Module, saved: Document, example: Any, where: str) -> tup
             if other:
                 raise PlanMismatchError(
                     f"{where} was made from another architecture than this {type(model).__name__}: {other}. "
-                    f"Build the {saved.origin.model} it was made from.",
+                    f"{_wanted(model, saved)}",
                     expected=saved.origin.fingerprint,
                     got=other,
                 )
@@ -208,6 +227,12 @@ def _rebuilt(model: nn.Module, saved: Document, example: Any, where: str) -> tup
             )
     module: fx.GraphModule = current
     return module, first
+
+
+def _wanted(model: nn.Module, saved: Document) -> str:
+    if record_of(model) is not None:
+        return f"It is slim already; load() takes the original: build the whole {saved.origin.model}."
+    return f"Build the {saved.origin.model} it was made from."
 
 
 def _decided(plan: Plan) -> Decide:

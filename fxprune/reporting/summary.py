@@ -24,12 +24,14 @@ from torch import Tensor, fx, nn
 from fxprune.api import absorption_of, analyze, plan_of
 from fxprune.capture.clone import same, to_meta
 from fxprune.capture.inputs import Inputs, given, infer
+from fxprune.capture.signature import inputs_of
 from fxprune.errors import InputError, PlanMismatchError
 from fxprune.folds import OFF
 from fxprune.graph.channels import ChannelGraph, ChannelGroup
 from fxprune.plan import Plan
 from fxprune.provenance.eager import EagerProgram
 from fxprune.provenance.interpret import evaluation_clone
+from fxprune.record import record_of
 from fxprune.reporting.eager import eager_layers
 from fxprune.reporting.render import plain, rendered
 
@@ -120,7 +122,7 @@ def summary(model: nn.Module, example_inputs: Any = None) -> Summary:
 
     Args:
         model: any module that ``analyze`` takes.
-        example_inputs: as for ``analyze``; MACs are counted for these.
+        example_inputs: as for ``analyze``; MACs are counted for these. A slim model remembers its own.
 
     Raises:
         CaptureError: the model cannot be traced.
@@ -179,6 +181,10 @@ def analyzed(model: Any, example: Any) -> tuple[ChannelGraph, Inputs]:
         return analyze(model, inputs), inputs
     if not isinstance(model, nn.Module):
         return analyze(model), Inputs((), {})  # raises, and says what is wrong with it
+    record = record_of(model)
+    if record is not None and record.origin.inputs is not None:
+        inputs = inputs_of(record.origin.inputs, model)
+        return analyze(model, inputs), inputs
     found: list[ChannelGraph] = []
 
     def works(candidate: Inputs) -> Exception | None:

@@ -14,7 +14,6 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 
 from fxprune.capture.clone import clone, named_tensors, walk
 from fxprune.capture.inputs import Inputs
+from fxprune.capture.tracer import users_frames
 from fxprune.errors import RewriteError
 from fxprune.graph.channels import ChannelGraph
 from fxprune.plan import Kept
@@ -317,7 +317,5 @@ class _DifferenceError(Exception):
 
 def _place(error: BaseException) -> str:
     """Where in the model's source an error passed."""
-    frames = [
-        f for f in traceback.extract_tb(error.__traceback__) if "/torch/" not in f.filename and "/fxprune/" not in f.filename
-    ]
+    frames = users_frames(error)
     return f' ({frames[-1].filename}:{frames[-1].lineno}, "{frames[-1].line}")' if frames else ""

@@ -47,7 +47,7 @@ def find(func: Any) -> Rule:
         rule = TABLE.get(packet[:-1])
     if rule is None and not func._schema.name.startswith("aten::"):
         return _no_rule
-    if rule is None and torch.Tag.pointwise in func.tags:
+    if rule is None and (torch.Tag.pointwise in func.tags or packet.removesuffix("_") in pointwise.UNTAGGED):
         rule = pointwise.apply
     if rule is None and func.is_view and packet != "as_strided":
         rule = movement.generic

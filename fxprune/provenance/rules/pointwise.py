@@ -27,6 +27,10 @@ SAME_DTYPE = frozenset(
 )
 
 
+# Tagged in torch of today; torch 2.6 left the tag out.
+UNTAGGED = frozenset("leaky_relu celu mish threshold".split())
+
+
 def apply(t: Tracker, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """Clauses 1 to 4."""
     operands = [x for x in args if isinstance(x, Tensor)]

@@ -1,7 +1,8 @@
 """The recipe: train with sparsity, slim, fine-tune, and again.
 
-1. The run is in its folder: ``state.pt`` (checkpoint.py), ``log.csv`` (one row per epoch), ``results.json`` at the end. The same call takes
-   an interrupted run up where its last checkpoint is, and a finished one as it is; other settings for the same folder are refused.
+1. The run is in its folder: ``state.pt`` (checkpoint.py), ``log.csv`` (one row per epoch), at the end ``results.json`` and
+   ``slim.safetensors``, which ``fxprune.load`` reads. The same call takes an interrupted run up where its last checkpoint is, and a
+   finished one as it is; other settings for the same folder are refused.
 2. Slimming happens in one process, whose result the others get; every phase starts from a state as if it had been read from the file, so
    runs with and without interruptions do the same.
 """
@@ -34,6 +35,7 @@ from fxprune.train.recipe.settings import Settings
 
 RESULTS = "results.json"
 TEACHER = "teacher.pt"
+SLIM = "slim.safetensors"
 
 
 def run(
@@ -80,9 +82,12 @@ def run(
                 state = _begun(shared, state)
             while state.phase < len(settings.phases):
                 state = _next(shared, state)
+            if leading and not (place / SLIM).exists():
+                fxprune.save(restored(settings, state, images), place / SLIM)
     finally:
         journal.close()
     journal.say(table_of(state.stages))
+    journal.say(f"the slim network is in {place / SLIM}")
     return state
 
 

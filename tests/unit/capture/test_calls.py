@@ -6,9 +6,11 @@ import builtins
 import functools
 import inspect
 import operator
+import traceback
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any
 
 import pytest
@@ -21,7 +23,7 @@ from fxprune.capture.binding import slots
 from fxprune.capture.concrete import ConcreteTracer
 from fxprune.capture.inputs import given
 from fxprune.capture.objects import assemble, held, importable
-from fxprune.capture.tracer import trace
+from fxprune.capture.tracer import trace, users_frames
 from fxprune.errors import CaptureError, InputError
 from tests.reference.zeroed import zeroing
 from tests.unit.api.nets import image, run, seeded
@@ -446,3 +448,17 @@ class Hidden(Body):
 def test_a_table_that_a_function_indexes_keeps_its_rows() -> None:
     slim = checked(seeded(Hidden()), image())
     assert slim.get_parameter("table").shape[0] == 20
+
+
+def test_an_error_with_positions_that_python_cannot_read() -> None:
+    """Torch 2.6 makes such frames of a ``forward(*args)``."""
+
+    def fails() -> None:
+        raise KeyError("here")
+
+    code = fails.__code__
+    unreadable = FunctionType(code.replace(co_linetable=b""), {}, "fails")
+    with pytest.raises(KeyError) as caught:
+        unreadable()
+    assert [frame.name for frame in users_frames(caught.value)][-1] == "fails"
+    assert traceback.format_exception(caught.value)[-1] == "KeyError: 'here'\n"

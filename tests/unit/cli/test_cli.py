@@ -120,6 +120,31 @@ def test_inspect_what_became_of_a_model(slimmed: Run, tmp_path: Path) -> None:
     assert "channels removed" in (tmp_path / "report.html").read_text()
 
 
+def test_inspect_counts_for_the_inputs_that_a_model_was_slimmed_with(slimmed: Run) -> None:
+    of_slim = slimmed("slim", "nets_of_a_user:build", "--ratio", "0.4", "--input", "2x3x8x8", "--json").data["after"]["macs"]
+    assert slimmed("inspect", "nets_of_a_user:build", "slim.safetensors", "--json").data["macs"] == of_slim
+
+
+def test_help_says_defaults_and_no_markup(run: Run) -> None:
+    assert "as slimmed" in run("bench", "--help").out
+    said = run("train", "--help").out
+    assert "``" not in said
+    assert "clause" not in said
+
+
+def test_diff_reads_a_slim_model_of_any_name(slimmed: Run, tmp_path: Path) -> None:
+    (tmp_path / "slim.bin").write_bytes((tmp_path / "slim.safetensors").read_bytes())
+    assert slimmed("diff", "slim.bin", "slim.safetensors", "--json").data["same"] is True
+
+
+def test_diff_refuses_slim_models_of_different_architectures(slimmed: Run) -> None:
+    wide = ("slim", "nets_of_a_user:build", "--arg", "width=40", "--ratio", "0.4", "--input", "2x3x8x8", "-o", "wide.safetensors")
+    assert slimmed(*wide).code == 0
+    said = slimmed("diff", "slim.safetensors", "wide.safetensors")
+    assert said.code == 1
+    assert "different architectures" in said.err
+
+
 def test_slim_writes_what_load_reads(run: Run, tmp_path: Path) -> None:
     model = zoo.tiny_vgg().eval()
     torch.save({"state_dict": {f"module.{k}": v for k, v in model.state_dict().items()}}, tmp_path / "w.pt")
@@ -222,6 +247,10 @@ def test_train(run: Run, tmp_path: Path) -> None:
         torch.use_deterministic_algorithms(mode=False)
     assert [stage["stage"] for stage in found["stages"]] == ["trained", "slim", "tuned"]
     assert (tmp_path / "run" / "results.json").exists()
+    loaded = fxprune.load(zoo.mlp(64, 16, 16, 10), found["files"]["slim"])
+    assert sum(p.numel() for p in loaded.parameters()) == found["stages"][-1]["parameters"]
+    state = torch.load(tmp_path / "run" / "state.pt", weights_only=True)["model"]
+    assert all(torch.equal(tensor, state[name]) for name, tensor in loaded.state_dict().items())
     refused = run(*arguments, "--seed", "3", "--json")
     torch.use_deterministic_algorithms(mode=False)
     assert refused.code == 1
@@ -249,7 +278,12 @@ def test_train_offers_every_setting(run: Run) -> None:
         (("inspect", "zoo:tiny_vgg", "-w", "other.pt"), "does not hold this VGG's weights"),
         (("inspect", "zoo:tiny_vgg", "-w", "numbers.pt"), "no state dict"),
         (("inspect", "zoo:tiny_vgg", "slim.safetensors"), "another architecture"),
+        (("inspect", "zoo:tiny_vgg", "-w", "empty.pt"), "it is empty"),
+        (("inspect", "zoo:tiny_vgg", "-w", "notes.json"), "is no file of weights"),
+        (("inspect", "zoo:tiny_vgg", "-w", "numbers.pt"), "a dict of 'epoch'"),
         (("diff", "slim.safetensors", "notes.json"), "plan format"),
+        (("diff", "slim.safetensors", "empty.pt"), "empty.pt holds no plan"),
+        (("diff", "slim.safetensors", "pickled.pt"), "it is no text"),
         (("bench", "nets_of_a_user:build", "cut.safetensors"), "truncated"),
     ],
 )
@@ -258,11 +292,13 @@ def test_refusals_have_no_traceback(slimmed: Run, tmp_path: Path, arguments: tup
     torch.save(zoo.lenet5().state_dict(), tmp_path / "other.pt")
     torch.save({"epoch": 3}, tmp_path / "numbers.pt")
     (tmp_path / "notes.json").write_text("[1]")
+    (tmp_path / "empty.pt").touch()
     (tmp_path / "cut.safetensors").write_bytes((tmp_path / "slim.safetensors").read_bytes()[:-5])
     said = slimmed(*arguments)
     assert said.code == 1
     assert words in said.err
     assert "Traceback" not in said.err
+    assert "\x1b" not in said.err
     as_json = slimmed(*arguments, "--json")
     assert as_json.code == 1
     assert words in as_json.data["error"]["message"]
@@ -277,13 +313,21 @@ def test_refusals_have_no_traceback(slimmed: Run, tmp_path: Path, arguments: tup
         (("inspect", "zoo:vgg"), "no model"),
         (("inspect", "no_such_module:build"), "there is no module"),
         (("inspect", "nets_of_a_user:buil"), "Did you mean build"),
-        (("inspect", "nets_of_a_user:wrong"), "gave a int"),
+        (("inspect", "nets_of_a_user:wrong"), "gave 3;"),
         (("inspect", "nets_of_a_user:number"), "it has to be a function"),
         (("inspect", "nets_of_a_user:build", "--arg", "depth=3"), "cannot be built"),
         (("inspect", "nets_of_a_user:build", "--arg", "width"), "NAME=VALUE"),
         (("inspect", "zoo:tiny_vgg", "--input", "2xx8"), "takes a shape"),
         (("inspect", "zoo:tiny_vgg", "-w", "missing.pt"), "does not exist"),
-        (("slim", "zoo:tiny_vgg"), "--ratio"),
+        (("slim", "zoo:tiny_vgg"), "--ratio, --params, --macs, --activation-bytes, --latency"),
+        (("slim", "zoo:tiny_vgg", "--ratio", "0.5", "-o", "no/slim.safetensors"), "there is no folder 'no'"),
+        (("slim", "zoo:tiny_vgg", "--ratio", "0.5", "-o", "."), "is a folder"),
+        (("slim", "zoo:tiny_vgg", "--ratio", "0.5", "--plan", "no/plan.json"), "there is no folder 'no'"),
+        (("slim", "zoo:tiny_vgg", "--ratio", "0.5", "--report", "no/report.html"), "there is no folder 'no'"),
+        (("inspect", "zoo:tiny_vgg", "--report", "no/report.html"), "there is no folder 'no'"),
+        (("export", "nets_of_a_user:build", "slim.safetensors", "-o", "no/slim.onnx"), "there is no folder 'no'"),
+        (("sensitivity", "zoo:tiny_vgg", "--plot", "no/plot.svg"), "there is no folder 'no'"),
+        (("sensitivity", "zoo:tiny_vgg", "--points", "no/points.json"), "there is no folder 'no'"),
         (("slim", "zoo:tiny_vgg", "--ratio", "half"), "valid number"),
         (("export", "nets_of_a_user:build", "slim.safetensors", "-o", "slim.tflite"), "must end in"),
         (("sensitivity", "zoo:tiny_vgg", "--data", "nothing"), "digits"),

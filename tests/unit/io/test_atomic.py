@@ -111,7 +111,12 @@ def test_a_link_stays_a_link(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(IsADirectoryError, match="is a folder"), replacing(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no folder to write 'file' into: '.*/no'"), replacing(tmp_path / "no" / "file"):
         pass
-    with pytest.raises(FileNotFoundError, match="there is no folder"), replacing(tmp_path / "no" / "file"):
+
+
+def test_a_folder_in_the_place_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").mkdir()
+    with pytest.raises(IsADirectoryError, match="this is a folder"), replacing(tmp_path / "file"):
         pass
+    assert list(tmp_path.iterdir()) == [tmp_path / "file"]

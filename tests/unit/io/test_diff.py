@@ -49,6 +49,21 @@ def test_an_axis_that_one_does_not_name_keeps_everything_there() -> None:
     assert (row.kept_a, row.kept_b, row.only_b) == (2, 3, (1,))
 
 
+def test_fields_are_told_as_people_read_them() -> None:
+    a = plan(0.2)
+    b = replace(
+        a,
+        notes=("one", "two"),
+        figures={"macs": {"original": 2e6, "asked": 1e6, "achieved": 1e6}, "latency": {"original": 0.02, "achieved": 0.012}},
+        achieved=1 / 3,
+    )
+    assert {name: new for name, _, new in fxprune.diff(a, b).fields} == {
+        "achieved": "0.3333",
+        "notes": "one; two",
+        "figures": "macs: 1,000,000 of 2,000,000; latency: 0.012 of 0.02",
+    }
+
+
 def test_another_order() -> None:
     a = Plan({"w": {0: (0, 2)}}, {"w": {0: 3}})
     b = replace(a, kept={"w": {0: (2, 0)}}, score="gamma")

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import fxprune
+import fxprune.io
 from fxprune.capture.inputs import Inputs
 from fxprune.io.export import export
 from tests.unit.api.nets import Chain, image, seeded
@@ -53,6 +54,20 @@ def test_a_file_that_computes_something_else_goes(
 def test_the_suffix_chooses(slim: nn.Module, call: Inputs, tmp_path: Path) -> None:
     with pytest.raises(fxprune.FxpruneError, match=r"must end in \.onnx"):
         export(slim, tmp_path / "slim.tflite", call)
+
+
+def test_inputs_are_given_as_everywhere(slim: nn.Module, tmp_path: Path) -> None:
+    x = image().float()
+    for given in (x, (x,), [x], {"x": x}):
+        assert fxprune.io.export(slim, tmp_path / "slim.pt2", given).error == 0
+    with pytest.raises(fxprune.InputError, match="a tensor, a tuple"):
+        fxprune.io.export(slim, tmp_path / "slim.pt2", "x")
+
+
+def test_a_folder_that_is_not_there(slim: nn.Module, call: Inputs, tmp_path: Path) -> None:
+    for suffix in (".onnx", ".pt2", ".pt"):
+        with pytest.raises(FileNotFoundError, match="no folder to write 'slim"):
+            fxprune.io.export(slim, tmp_path / "no" / f"slim{suffix}", call)
 
 
 def test_a_model_that_no_exporter_takes(tmp_path: Path, call: Inputs) -> None:

@@ -199,6 +199,27 @@ def test_a_model_without_a_plan(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_what_wraps_a_slim_model_or_was_made_of_one(tmp_path: Path) -> None:
+    slim = fxprune.slim(seeded(Chain()), 0.4, image())
+    made = {
+        "its .module": nn.DataParallel(slim),
+        "its ._orig_mod": torch.compile(slim),
+        "deploy what load": fxprune.deploy(slim, image()),
+    }
+    for words, module in made.items():
+        with pytest.raises(fxprune.PlanMismatchError, match=words):
+            fxprune.save(module, tmp_path / "s.safetensors")
+
+
+def test_what_is_loaded_into(written: bytes, tmp_path: Path) -> None:
+    (tmp_path / "s.safetensors").write_bytes(written)
+    with pytest.raises(fxprune.InputError, match="the original that"):
+        fxprune.load(tmp_path / "s.safetensors", tmp_path / "s.safetensors")
+    slim = fxprune.slim(seeded(Chain()), 0.4, image())
+    with pytest.raises(fxprune.PlanMismatchError, match="It is slim already"):
+        fxprune.load(slim, tmp_path / "s.safetensors")
+
+
 def test_a_model_that_was_changed_by_hand(tmp_path: Path) -> None:
     slim = fxprune.slim(seeded(Chain()), 0.4, image())
     slim.fc = nn.Linear(slim.fc.in_features, 7).double()

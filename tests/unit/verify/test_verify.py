@@ -383,7 +383,9 @@ def test_inputs_by_name_and_inserted_nodes() -> None:
     made = chain()
     relu = next(n for n in made.slim.graph.nodes if n.name == "relu")
     with made.slim.graph.inserting_after(relu):
-        select = made.slim.graph.call_function(torch.index_select, (relu, 1, torch.tensor([0, 1, 2, 3])), name="select")
+        select = made.slim.graph.create_node(
+            "call_function", torch.index_select, (relu, 1, torch.tensor([0, 1, 2, 3])), name="select"
+        )
     relu.replace_all_uses_with(select, lambda user: user is not select)
     made.slim.recompile()
     evidence = verify_slim(made.net, made.slim, made.plan, kwargs={"x": IMAGE[0]})

@@ -13,7 +13,20 @@ import fxprune
 ROOT = Path(fxprune.__file__).parent
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py"))
 # From the ground up; a room imports itself and what stands below it.
-STAGES = ("errors", "slices", "folds", "ranking", "precision", "plan", "capture", "provenance", "graph", "score", "solve", "rewrite")
+STAGES = (
+    "errors",
+    "slices",
+    "folds",
+    "ranking",
+    "precision",
+    "plan",
+    "capture",
+    "provenance",
+    "graph",
+    "score",
+    "solve",
+    "rewrite",
+)
 GROUND = {
     "errors": set[str](),
     "slices": {"errors"},
@@ -38,7 +51,20 @@ BESIDE = {
     "sparse": {"errors", "precision", "plan", "capture", "provenance", "graph", "solve", "pipeline", "record", "sparse"},
     # the same; and what tells whether a channel is heard is that of sparse
     "reconstruct": {
-        *("errors", "precision", "plan", "capture", "provenance", "graph", "score", "solve", "pipeline", "record", "sparse", "reconstruct")
+        *(
+            "errors",
+            "precision",
+            "plan",
+            "capture",
+            "provenance",
+            "graph",
+            "score",
+            "solve",
+            "pipeline",
+            "record",
+            "sparse",
+            "reconstruct",
+        )
     },
 }
 # What is in a room beside the tower and composes the whole pipeline all the same.

@@ -4,6 +4,8 @@
    features were flattened or concatenated with themselves). Reader by reader and block by block, ``G_ij = <Z_i, Z_j>`` is the sum of ``xx
    * (W'W)`` over the columns of i and j, and ``h_i = <Z_i, R>`` that of ``W' * (xy - xx_o W_o')``: the outputs wanted, less what the
    reader's other living columns ``o`` give. Readers of one group have their outputs stacked: their G and h add up.
+   Outputs are weighted by ``worth``, the square of what a batch norm behind the reader multiplies them by: an error counts as it arrives
+   behind the norm. (He et al. count it before; the refit is the same either way, since every output has weights of its own.)
 2. Where a reader takes an intercept, moments are centred: both steps of He et al. 2017 then have the same loss.
 3. Channels that are free of each other: ``lasso.choose``. Channels under a balance go in step: every cell keeps its best, by
    ``lasso.ranking``, the same share of each.
@@ -37,6 +39,7 @@ class Problem:
         alive: ``(blocks, columns)``: columns that are not gone yet.
         rows: ``(blocks, rows)``: outputs that are not gone yet.
         intercept: it takes one.
+        worth: ``(blocks, rows)``: what the squared error of an output counts.
     """
 
     normal: Normal
@@ -45,6 +48,7 @@ class Problem:
     alive: Mask
     rows: Mask
     intercept: bool
+    worth: Array
 
     def gram(self, channels: int) -> tuple[Array, Array]:
         """Clauses 1 and 2: ``G (channels, channels)`` and ``h (channels,)``."""
@@ -60,9 +64,10 @@ class Problem:
             missing = xy[block][np.ix_(own, out)]
             if len(other):
                 missing = missing - xx[block][np.ix_(own, other)] @ weight[:, other].T
-            mixed = xx[block][np.ix_(own, own)] * (weight[:, own].T @ weight[:, own])
+            worth = self.worth[block][self.rows[block]]
+            mixed = xx[block][np.ix_(own, own)] * ((weight[:, own].T * worth) @ weight[:, own])
             whole += fold @ (fold @ mixed).T
-            cross += fold @ (missing * weight[:, own].T).sum(1)
+            cross += fold @ (missing * weight[:, own].T) @ worth
         return whole, cross
 
     def without(self, kept: Ids) -> Mask:
@@ -97,7 +102,7 @@ def _refitted(problem: Problem, left: Ids, ridge: float) -> Problem:
     """Clause 4."""
     alive = problem.without(left)
     weight, _ = refit(problem.normal, problem.weight, alive, intercept=problem.intercept, ridge=ridge)
-    return Problem(problem.normal, weight, problem.channel, alive, problem.rows, problem.intercept)
+    return Problem(problem.normal, weight, problem.channel, alive, problem.rows, problem.intercept, problem.worth)
 
 
 def by_order(values: Array, count: int, cells: Sequence[Ids] = ()) -> Ids:

@@ -58,10 +58,8 @@ def first_of_branches(
     for name, reader in known.items():
         if not isinstance(reader, Reader) or not _is_first(graph, reader, streams, whole):
             continue
-        scales = [_norm_in_front(program, call.source, call.node) for call in reader.calls]
-        found = next(
-            (gamma for gamma in graph.gammas if all(m is not None and graph.tensors[gamma] is m.weight for m in scales)), ""
-        )
+        scales = {_scale_in_front(program, call.source, call.node) for call in reader.calls}
+        found = scales.pop() if len(scales) == 1 and scales <= graph.gammas else ""
         (gammas if found else weights).add(found or name)
         paths.append(reader.path)
     return Firsts(frozenset(gammas), frozenset(weights), tuple(paths))
@@ -86,15 +84,14 @@ def _is_first(graph: ChannelGraph, reader: Reader, streams: Mask, whole: Callabl
     return True
 
 
-def _norm_in_front(program: Program, source: fx.Node, user: fx.Node) -> nn.Module | None:
-    """The batch norm in front of a convolution that it alone is for."""
+def _scale_in_front(program: Program, source: fx.Node, user: fx.Node) -> str:
+    """The name of the scale of the batch norm in front of a convolution that it alone is for; "" if there is none."""
     here, after = source, user
     while list(here.users) == [after]:
         norm = norm_at(program, here)
         if norm is not None:
-            found: nn.Module = norm
-            return found if isinstance(getattr(norm, "weight", None), nn.Parameter) else None
+            return next((name for name, tensor in program.tensors.items() if tensor is getattr(norm, "weight", None)), "")
         if len(here.all_input_nodes) != 1 or here.op not in ("call_module", "call_function", "call_method"):
-            return None
+            return ""
         here, after = here.all_input_nodes[0], here
-    return None
+    return ""

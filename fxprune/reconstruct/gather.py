@@ -53,7 +53,7 @@ class Calibration:
         for name, value in numbers.items():
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise InputError(f"{name} must be a positive whole number, got {value!r}.", node=name, got=value)
-        if not hasattr(self.loader, "__iter__") or iter(self.loader) is self.loader:
+        if not hasattr(self.loader, "__iter__") or isinstance(self.loader, Iterator):
             raise InputError(
                 f"loader must give its batches anew for every layer, and {type(self.loader).__name__} can be gone through once at most. "
                 "Give a DataLoader, or a list of batches.",
@@ -162,8 +162,20 @@ def gather(
         for moments, site, batches, want in zip(found, sites, seen, wants, strict=True):
             for batch, wanted in zip(batches, want, strict=True):
                 y = wanted(batch)
+                _check_finite(site.target.path, batch.inputs, y)
                 moments.add(batch.inputs, y.reshape(len(y), site.target.blocks, -1))
     return found
+
+
+def _check_finite(path: str, *rows: Tensor) -> None:
+    for value, what in zip(rows, ("what it reads", "what it puts out"), strict=True):
+        if not bool(torch.isfinite(value).all()):
+            raise InputError(
+                f"at layer {path!r} {what} holds NaN or infinity on the calibration images ({str(value.dtype).removeprefix('torch.')}). Look for "
+                "damaged images, or numbers too large for the model's dtype; float32 holds more than float16.",
+                node=path,
+                got="not finite",
+            )
 
 
 def _run(program: Program, watch: _Watch, call: Inputs, snapshots: dict[int, Snapshot], which: int, cached: bool) -> None:

@@ -32,6 +32,7 @@ from fxprune.graph.selection import selected
 from fxprune.pipeline import Subject, emit_settled, settle, study, verified
 from fxprune.plan import Plan
 from fxprune.reconstruct import report
+from fxprune.reconstruct.asked import check, shares
 from fxprune.reconstruct.branches import first_of_branches
 from fxprune.reconstruct.gather import Cache, Calibration, as_call, leading
 from fxprune.reconstruct.moments import size
@@ -40,18 +41,17 @@ from fxprune.reconstruct.program import Program
 from fxprune.reconstruct.readers import Reader, readers
 from fxprune.reconstruct.targets import Skipped, Target, targets
 from fxprune.reconstruct.walk import Settings, State, Tell, walk
-from fxprune.reconstruct.widths import by_branch, by_name, by_plan, by_ratio, whole
+from fxprune.reconstruct.widths import by_branch, by_budget, by_name, by_plan, by_ratio, whole
 from fxprune.record import attach, extended
 from fxprune.score.scores import NAMED, Score
 from fxprune.score.scores import score as score_groups
 from fxprune.solve.plans import removed_by, removed_channels, to_plan
-from fxprune.solve.ratio import Solution, check_ratio, nothing
+from fxprune.solve.ratio import Solution, nothing
 from fxprune.sparse.neurons import apart
 
 EXACT = 1e-9
 SAMPLES = 2  # of the first batch, that analysis and verification run on
 MEMORY = 4 * 2**30
-LAYOUTS = ("selection", "coupled")
 
 
 def channel_prune(
@@ -86,9 +86,10 @@ def channel_prune(
         loader: images to calibrate on, on the model's device; gone through once or more for every layer. A batch is a tensor, a tuple or list that
             starts with the input (labels may follow), or a dict of keyword arguments.
         ratio: share of the output channels of every layer that goes, in [0, 1), and of what first convolutions of branches read. One of
-            ``ratio``, ``ratios``, ``plan`` is needed.
+            ``ratio``, ``ratios``, ``budget``, ``plan`` is needed.
         ratios: the same for the layers it names (globs): ``{"layer1.0.conv1": 0.5}``.
-        budget: only beside a ``plan`` that was made for it, whose widths are then used: ``plan=fxprune.plan(graph, budget=...)``.
+        budget: a ``fxprune.Budget`` of what remains: parameters, MACs, bytes. Scores of the weights then decide how wide layers are, and
+            ``select`` which channels these are. For a latency give a ``plan``. Beside a ``plan`` it says nothing more.
         plan: its widths, with channels chosen anew; the plan's layout counts.
         select: who chooses: "lasso"; "elimination" (one channel after the other goes, the one whose loss the refitted others make up for best);
             "random"; the name of a score of ``fxprune.plan`` ("magnitude", "gamma", ...), or a callable
@@ -99,7 +100,7 @@ def channel_prune(
         layout: "selection": the first convolution of every residual branch reads a part of the stream, its own, behind a select. "coupled": it
             reads all of it. Networks without residual branches are the same in both.
         branches: the share of the stream that these convolutions do not read, or such shares by names (globs): ``{"layer1.*.conv1": 0.5}``.
-            ``ratio``, or nothing beside ``ratios`` and ``plan``, if left out.
+            ``ratio``, or nothing beside the others, if left out.
         images: how many images of the loader are used.
         positions: output positions per image and layer.
         slack: where no penalty leaves just as many channels as asked, up to this share more may stay.
@@ -116,7 +117,7 @@ def channel_prune(
         A GraphModule like that of ``fxprune.apply``; ``fxprune.plan_of`` tells what went, ``reconstruct.report_of`` how large the errors are.
 
     Raises:
-        BudgetError: none or several of ratio, ratios, plan; a share that makes no sense; a budget alone; an unknown ``layout`` or ``select``.
+        BudgetError: none or several of ratio, ratios, budget, plan; a share or budget that makes no sense; an unknown ``layout`` or ``select``.
         PlanMismatchError: a plan for another model.
         KeepError: a name that matches nothing.
         NothingToPruneError: there is no group to choose among.
@@ -124,8 +125,8 @@ def channel_prune(
         CaptureError: the model cannot be traced.
         VerificationError: the result is not what was fitted.
     """
-    _check(ratio, ratios, budget, plan, layout, slack, refine, ridge)
-    branches = _shares(branches, ratio, layout)
+    check(ratio, ratios, budget, plan, layout, slack, refine, ridge)
+    branches = shares(branches, ratio, layout)
     calibration = Calibration(loader, images, positions, seed)
     subject = _settled(study(model, first(loader) if example_inputs is None else example_inputs, keep))
     captured = subject.graph.program.captured
@@ -140,6 +141,9 @@ def channel_prune(
     found, skipped = _within(found, skipped, memory)
     if plan is not None:
         chosen, reasons = by_plan(found, skipped, removed_channels(graph, plan))
+    elif budget is not None:
+        chosen, reasons = by_budget(graph, found, skipped, budget)
+        slack = 0.0
     else:
         chosen, reasons = by_name(found, skipped, ratios) if ratios is not None else by_ratio(found, skipped, ratio or 0.0)
     if branches:
@@ -163,54 +167,6 @@ def channel_prune(
     slim = _emitted(model, replace(subject, layout=layout), state, how, ratio, verify=verify)
     report.attach(slim, report.Report(tuple(layers), tuple(reasons), how))
     return slim
-
-
-def _check(
-    ratio: float | None,
-    ratios: Mapping[str, float] | None,
-    budget: Any,
-    plan: Plan | None,
-    layout: str,
-    slack: float,
-    refine: int,
-    ridge: float,
-) -> None:
-    if budget is not None and plan is None:
-        raise BudgetError(
-            "budget= alone says no widths: make a plan for it, fxprune.plan(graph, budget=...), and give that as plan=; its widths are used.",
-            got=budget,
-        )
-    if layout not in LAYOUTS:
-        raise BudgetError(f"layout must be 'selection' or 'coupled', got {layout!r}.", expected=LAYOUTS, got=layout)
-    given = [name for name, value in (("ratio", ratio), ("ratios", ratios), ("plan", plan)) if value is not None]
-    if len(given) != 1:
-        raise BudgetError(
-            f"give one of ratio= (the share of channels that goes), ratios= (by layer) and plan= (its widths), got {' and '.join(given) or 'none'}.",
-            expected="one",
-            got=tuple(given),
-        )
-    if plan is not None and not isinstance(plan, Plan):
-        raise BudgetError(f"plan must be a fxprune.Plan, got {type(plan).__name__}.", got=type(plan).__name__)
-    numbers: dict[str, Any] = {"slack": slack, "ridge": ridge}
-    for name, value in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
-            raise BudgetError(f"{name} must be a number from 0 on, got {value!r}.", got=value)
-    steps: Any = refine
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
-        raise BudgetError(f"refine must be a whole number from 0 on, got {refine!r}.", got=refine)
-
-
-def _shares(branches: float | Mapping[str, float] | None, ratio: float | None, layout: str) -> float | Mapping[str, float]:
-    """What first convolutions of branches do not read; 0 if they read all."""
-    if layout == "coupled" and branches:
-        raise BudgetError(
-            f"branches={branches!r} takes selects, and layout='coupled' has none. Leave one of them out.",
-            expected="selection",
-            got=layout,
-        )
-    if branches is None:
-        return ratio or 0.0 if layout == "selection" else 0.0
-    return branches if isinstance(branches, Mapping) else check_ratio(branches)
 
 
 def _opened(subject: Subject, original: Program, whole: Callable[[Ids], bool]) -> Subject:

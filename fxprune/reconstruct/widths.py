@@ -5,7 +5,8 @@
 3. A plan gives the number that stays in each group; which ones is chosen anew. What it takes from groups that are no targets stays.
 4. ``branches`` is the share of its inputs that the first convolution of a branch (branches.py) does not read, or such shares by globs; the
    others read all. Where nothing is said it is ``ratio``.
-5. At least one channel stays, and what the program demands.
+5. A budget is met by the widths that ``fxprune.plan`` would give to the targets that are neither streams nor branches.
+6. At least one channel stays, and what the program demands.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ from fxprune.graph.channels import ChannelGraph
 from fxprune.plan import Plan
 from fxprune.reconstruct.numbers import Ids, Mask
 from fxprune.reconstruct.targets import STREAM, Skipped, Target, producing
+from fxprune.score.scores import score
+from fxprune.solve.budget import Budget
+from fxprune.solve.budgeted import solve_budget
 from fxprune.solve.plans import removed_channels
 from fxprune.solve.ratio import check_ratio
 
@@ -31,7 +35,7 @@ Reasons = list[tuple[str, str]]
 
 
 def staying(target: Target, ratio: float) -> int:
-    """Clause 5."""
+    """Clause 6."""
     count = len(target.group)
     return min(count, max(1, target.least, count - math.floor(ratio * count + 0.5)))
 
@@ -89,6 +93,22 @@ def by_name(found: Sequence[Target], skipped: Sequence[Skipped], ratios: Mapping
                     got=share,
                 )
     return [(found[i], staying(found[i], shares[i][1])) for i in sorted(shares)], reasons
+
+
+def by_budget(graph: ChannelGraph, found: Sequence[Target], skipped: Sequence[Skipped], budget: Budget) -> tuple[Chosen, Reasons]:
+    """Clause 5.
+
+    Raises:
+        BudgetError: it cannot be met.
+    """
+    mine = [target for target in found if not target.stream and not target.branch]
+    free = np.zeros(graph.closed.count, np.bool_)
+    for target in mine:
+        free[target.group.channels] = True
+    others = [group.channels[~free[group.channels]] for group in graph.groups]
+    among = graph.bar(np.concatenate([np.zeros(0, np.int64), *others]), "", "reconstruction leaves it as it is")
+    chosen, reasons = by_plan(mine, skipped, solve_budget(among, score(among.groups), budget).removed)
+    return chosen, [*((target.name, STREAM) for target in found if target.stream), *reasons]
 
 
 def whole(graph: ChannelGraph, ratios: Mapping[str, float] | None, plan: Plan | None) -> Callable[[Ids], bool]:

@@ -10,7 +10,7 @@ from fxprune.plan import Plan
 from fxprune.solve.budget import Budget
 from fxprune.solve.ratio import check_ratio
 
-LAYOUTS = ("selection", "coupled")
+LAYOUTS = ("coupled", "selection")
 
 
 def check(
@@ -30,7 +30,7 @@ def check(
             got=budget,
         )
     if layout not in LAYOUTS:
-        raise BudgetError(f"layout must be 'selection' or 'coupled', got {layout!r}.", expected=LAYOUTS, got=layout)
+        raise BudgetError(f"layout must be 'coupled' or 'selection', got {layout!r}.", expected=LAYOUTS, got=layout)
     wanted = (("ratio", ratio), ("ratios", ratios), ("plan", plan), ("budget", budget if plan is None else None))
     given = [name for name, value in wanted if value is not None]
     if len(given) != 1:
@@ -55,7 +55,7 @@ def shares(branches: float | Mapping[str, float] | None, ratio: float | None, la
     """What first convolutions of branches do not read; 0 if they read all."""
     if layout == "coupled" and branches:
         raise BudgetError(
-            f"branches={branches!r} takes selects, and layout='coupled' has none. Leave one of them out.",
+            f"branches={branches!r} takes selects: give layout='selection' too.",
             expected="selection",
             got=layout,
         )

@@ -54,7 +54,8 @@ def first_of_branches(
 ) -> Firsts:
     """Clauses 2 and 3; ``whole`` tells of coupled channels of a stream that it is cut as a whole, so that its readers select nothing."""
     streams = stream_channels(graph)
-    gammas, weights, paths = set(), set(), []
+    gammas, weights = set[str](), set[str]()
+    paths: list[str] = []
     for name, reader in known.items():
         if not isinstance(reader, Reader) or not _is_first(graph, reader, streams, whole):
             continue

@@ -1,8 +1,9 @@
 """Backward elimination: which channels readers can lose if their weights are refitted for those that stay.
 
 1. With least-squares weights W over all living columns, and H the inverse of the inputs' moments, taking the columns of channel i away and
-   refitting the others raises the squared error by ``tr((H_ii)^-1 W_i' O W_i)``, where O weighs the outputs. (The structured form of
-   Hassibi and Stork 1993, optimal brain surgeon; for a linear layer it is exact.)
+   refitting the others raises the squared error by ``tr((H_ii)^-1 W_i' O W_i)``. (The structured form of Hassibi and Stork 1993, optimal
+   brain surgeon; for a linear layer it is exact.) O weighs the outputs by the square of what a batch norm behind the reader multiplies
+   them by: an error counts as it arrives behind the norm.
 2. The channel that raises it least, added up over the readers, goes; H and W become those of the other columns (a Schur complement). So it
    goes on to the wanted number.
 3. ``ridge``, or ``LEAST`` where it is smaller, times the mean of the diagonal is added to the moments, so that the inverse exists.

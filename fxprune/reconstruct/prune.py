@@ -8,8 +8,8 @@
    were fitted in.
 
 Where this differs from the reference implementation: the LASSO sees all rows and not about 400 (on the Gram matrix they cost nothing
-more), an error counts as it arrives behind the batch norm (select.py, clause 1), it has one intercept per output as the refit has, and it is
-bisected on until just as many channels are left as asked, where a penalty does that.
+more), it has one intercept per output as the refit has, and it is bisected on until just as many channels are left as asked, where a
+penalty does that.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def channel_prune(
     refit: bool = True,
     example_inputs: Any = None,
     keep: Sequence[str] = (),
-    layout: str = "selection",
+    layout: str = "coupled",
     branches: float | Mapping[str, float] | None = None,
     images: int = 5000,
     positions: int = 10,
@@ -85,8 +85,7 @@ def channel_prune(
         model: any traceable module, on the device where it should run; only read. It runs in evaluation mode, whatever its mode is.
         loader: images to calibrate on, on the model's device; gone through once or more for every layer. A batch is a tensor, a tuple or list that
             starts with the input (labels may follow), or a dict of keyword arguments.
-        ratio: share of the output channels of every layer that goes, in [0, 1), and of what first convolutions of branches read. One of
-            ``ratio``, ``ratios``, ``budget``, ``plan`` is needed.
+        ratio: share of the output channels of every layer that goes, in [0, 1). One of ``ratio``, ``ratios``, ``budget``, ``plan`` is needed.
         ratios: the same for the layers it names (globs): ``{"layer1.0.conv1": 0.5}``.
         budget: a ``fxprune.Budget`` of what remains: parameters, MACs, bytes. Scores of the weights then decide how wide layers are, and
             ``select`` which channels these are. For a latency give a ``plan``. Beside a ``plan`` it says nothing more.
@@ -97,9 +96,10 @@ def channel_prune(
         refit: refit the weights of the layers that lose inputs, by least squares.
         example_inputs: what analysis and verification run on; two samples of the first batch if left out.
         keep: names (globs) of modules or parameters whose channels must stay.
-        layout: "selection": the first convolution of every residual branch reads a part of the stream, its own, behind a select. "coupled": it
-            reads all of it. Networks without residual branches are the same in both.
-        branches: the share of the stream that these convolutions do not read, or such shares by names (globs): ``{"layer1.*.conv1": 0.5}``.
+        layout: "coupled": a channel goes with all that is coupled with it, and residual streams stay whole. "selection": the first convolution of
+            every residual branch reads a part of the stream besides, its own, behind a select.
+        branches: for the selection layout: the share of the stream that these convolutions do not read, or such shares by names (globs):
+            ``{"layer1.*.conv1": 0.5}``.
             ``ratio``, or nothing beside the others, if left out.
         images: how many images of the loader are used.
         positions: output positions per image and layer.

@@ -4,8 +4,6 @@
    features were flattened or concatenated with themselves). Reader by reader and block by block, ``G_ij = <Z_i, Z_j>`` is the sum of ``xx
    * (W'W)`` over the columns of i and j, and ``h_i = <Z_i, R>`` that of ``W' * (xy - xx_o W_o')``: the outputs wanted, less what the
    reader's other living columns ``o`` give. Readers of one group have their outputs stacked: their G and h add up.
-   Outputs are weighted by ``worth``, the square of what a batch norm behind the reader multiplies them by: an error counts as it arrives
-   behind the norm. (He et al. count it before; the refit is the same either way, since every output has weights of its own.)
 2. Where a reader takes an intercept, moments are centred: both steps of He et al. 2017 then have the same loss.
 3. Channels that are free of each other: ``lasso.choose``. Channels under a balance go in step: every cell keeps its best, by
    ``lasso.ranking``, the same share of each.
@@ -39,7 +37,7 @@ class Problem:
         alive: ``(blocks, columns)``: columns that are not gone yet.
         rows: ``(blocks, rows)``: outputs that are not gone yet.
         intercept: it takes one.
-        worth: ``(blocks, rows)``: what the squared error of an output counts.
+        worth: ``(blocks, rows)``: what the squared error of an output counts. 1 for the LASSO, as in the paper.
     """
 
     normal: Normal

@@ -75,17 +75,18 @@ class State:
         rows = np.arange(reading.reader.module.weight.shape[0])
         return Site(reading.reader, self.readers[reading.reader.weight], rows)
 
-    def problem(self, reading: Reading, normal: Normal) -> Problem:
-        """What is known of a reader (clause 4)."""
+    def problem(self, reading: Reading, normal: Normal, weighted: bool) -> Problem:
+        """What is known of a reader (clause 4); ``weighted``: an error counts as it arrives behind the batch norm."""
         reader = self.readers[reading.reader.weight]
         weight = reader.module.weight
         columns = alive_columns(reader, self.atoms(reader.weight, 1, reader.blocks * weight.shape[1]))
         rows = ~self.atoms(reader.weight, 0, weight.shape[0]).reshape(reader.blocks, -1)
-        return Problem(normal, reader.matrix(weight), reading.channel, columns, rows, bool(reader.bias), worth(reader))
+        counts = worth(reader) if weighted else np.ones(rows.shape)
+        return Problem(normal, reader.matrix(weight), reading.channel, columns, rows, bool(reader.bias), counts)
 
 
 def worth(reader: Reader) -> Array:
-    """What an error of each output counts, ``(blocks, rows)`` (select.py, clause 1): 1 where no batch norm follows, or one that silences all."""
+    """Squares of what a batch norm multiplies the outputs by, ``(blocks, rows)``: 1 where none follows, or one that silences all."""
     found = [affine(call.norm) for call in reader.calls]
     squares = np.mean([np.square(own[0]) for own in found if own is not None], axis=0) if None not in found else np.zeros(0)
     if not squares.any():
@@ -109,8 +110,9 @@ def _treat(state: State, target: Target, count: int, settings: Settings) -> list
     if settings.select or settings.refit:
         _look(state, target.readings if settings.select else parts[0], settings, seen)
     penalty = 0.0
-    problems = [state.problem(r, seen[r.reader.weight].normal()) for r in target.readings] if settings.select else []
-    if settings.select == "elimination":
+    weighted = settings.select == "elimination"
+    problems = [state.problem(r, seen[r.reader.weight].normal(), weighted) for r in target.readings] if settings.select else []
+    if weighted:
         kept = by_elimination(problems, len(target.group), count, target.cells, settings.ridge)
     elif settings.select:
         kept, penalty = by_lasso(

@@ -72,7 +72,7 @@ def _narrower(graph: ChannelGraph, plan: Plan) -> frozenset[str]:
         live[[row for row in rows if row < axis.size]] = True
         own = component[axis.start : axis.start + axis.size]
         seen[0, own[~live]] = seen[1, own[live]] = True
-    torn = seen.all(axis=0)
+    torn: Mask = seen[0] & seen[1]
     return frozenset(
         axis.name
         for axis, reads in zip(graph.axes, graph.reading, strict=True)

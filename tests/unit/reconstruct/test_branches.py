@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,8 @@ class NoNorms(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
+channel_prune = partial(reconstruct.channel_prune, layout="selection")
+
 NETS: dict[str, Callable[[], nn.Module]] = {
     "residual": Residual,
     "pre-activation": PreActivation,
@@ -84,7 +87,7 @@ def selects(module: fx.GraphModule) -> list[str]:
 @pytest.mark.parametrize("name", NETS)
 def test_every_branch_reads_a_part_of_its_own(name: str, select: str) -> None:
     model, images = ready(NETS[name]()), pictures()
-    slim = reconstruct.channel_prune(model, images, ratio=0.5, select=select)
+    slim = channel_prune(model, images, ratio=0.5, select=select)
     plan = fxprune.plan_of(slim)
     assert plan.layout == "selection"
     assert selects(slim)
@@ -107,7 +110,7 @@ def test_every_branch_reads_a_part_of_its_own(name: str, select: str) -> None:
 
 def test_branches_read_different_parts() -> None:
     model, images = ready(Residual()), pictures()
-    plan = fxprune.plan_of(reconstruct.channel_prune(model, images, ratio=0.5))
+    plan = fxprune.plan_of(channel_prune(model, images, ratio=0.5))
     assert set(plan.kept["a1.weight"][1]) != set(plan.kept["b1.weight"][1])
     assert sorted(plan.kept["stem.weight"][0]) == list(range(8))
 
@@ -115,7 +118,7 @@ def test_branches_read_different_parts() -> None:
 def test_weights_are_those_of_least_squares_on_the_part() -> None:
     """Against numpy on raw rows: the first layer of the first branch reads what it read before, less what it drops."""
     model, images = ready(Residual()), pictures()
-    slim = reconstruct.channel_prune(model, images, ratios={"b1": 0.2}, branches={"a1": 0.5}, positions=64)
+    slim = channel_prune(model, images, ratios={"b1": 0.2}, branches={"a1": 0.5}, positions=64)
     kept = list(fxprune.plan_of(slim).kept["a1.weight"][1])
     x, y = rows_by_hand(model.a1, model, images)
     columns = np.concatenate([np.arange(9) + 9 * c for c in kept])
@@ -134,7 +137,7 @@ def test_copies_in_the_stream_cost_nothing() -> None:
             layer.weight[4:] = layer.weight[:4]
             for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
                 tensor[4:] = tensor[:4]
-    slim = reconstruct.channel_prune(model, images, ratios={"a1": 0.0}, branches=0.5, select="elimination")
+    slim = channel_prune(model, images, ratios={"a1": 0.0}, branches=0.5, select="elimination")
     assert sorted(c % 4 for c in fxprune.plan_of(slim).kept["b1.weight"][1]) == [0, 1, 2, 3]
     wanted = outputs(model, pictures(seed=9))
     assert (outputs(slim, pictures(seed=9)) - wanted).abs().max() <= 1e-6 * wanted.abs().max()
@@ -142,14 +145,14 @@ def test_copies_in_the_stream_cost_nothing() -> None:
 
 def test_pre_activation_norms_lose_the_channels_too() -> None:
     model, images = ready(PreActivation()), pictures()
-    slim = reconstruct.channel_prune(model, images, ratio=0.5)
+    slim = channel_prune(model, images, ratio=0.5)
     for norm, layer in (("n1", "a1"), ("n2", "b1")):
         assert slim.get_submodule(norm).num_features == slim.get_submodule(layer).in_channels == 4
     assert slim.get_submodule("norm").num_features == 8, "it serves no convolution"
 
 
 def test_projections_read_the_whole_stream() -> None:
-    slim = reconstruct.channel_prune(ready(Projected()), pictures(), ratio=0.5)
+    slim = channel_prune(ready(Projected()), pictures(), ratio=0.5)
     assert slim.get_submodule("two.downsample.0").in_channels == 8
     assert [slim.get_submodule(f"{block}.conv1").in_channels for block in ("one", "two", "three")] == [4, 4, 6]
 
@@ -166,7 +169,7 @@ def test_what_branches_read_can_be_said() -> None:
         {"budget": fxprune.Budget(macs=0.6)},
     ]
     for given in how:
-        slim = reconstruct.channel_prune(model, images, **given)
+        slim = channel_prune(model, images, **given)
         widths.append([slim.get_submodule(name).in_channels for name in ("a1", "b1")])
         assert (fxprune.plan_of(slim).layout == "selection") == (widths[-1] != [8, 8])
     assert widths == [[6, 6], [8, 8], [8, 8], [8, 8], [8, 2], [8, 8]]
@@ -182,11 +185,11 @@ def test_a_network_without_branches_is_the_same_in_both_layouts() -> None:
 @pytest.mark.parametrize("name", NETS)
 def test_files_rounds_and_repair(name: str, tmp_path: Path) -> None:
     model, images = ready(NETS[name]()), pictures()
-    slim = reconstruct.channel_prune(model, images, ratio=0.4)
+    slim = channel_prune(model, images, ratio=0.4)
     fxprune.save(slim, tmp_path / "slim.fxp")
     loaded = fxprune.load(ready(NETS[name](), 7), tmp_path / "slim.fxp")
     assert torch.equal(outputs(loaded, images), outputs(slim, images))
-    second = reconstruct.channel_prune(slim, images, ratio=0.4)
+    second = channel_prune(slim, images, ratio=0.4)
     again = fxprune.apply(model, fxprune.plan_of(second), images[0])
     again.load_state_dict(second.state_dict())
     assert torch.equal(outputs(again, images), outputs(second, images))
@@ -200,7 +203,7 @@ def test_files_rounds_and_repair(name: str, tmp_path: Path) -> None:
 def test_resnet20(tmp_path: Path) -> None:
     model = ready(zoo.resnet20())
     images = [torch.randn(4, 3, 32, 32, dtype=torch.float64) for _ in range(2)]
-    slim = reconstruct.channel_prune(model, images, ratio=0.5, cache=True, ridge=1e-3)
+    slim = channel_prune(model, images, ratio=0.5, cache=True, ridge=1e-3)
     branches = [layer for layer in reconstruct.report_of(slim).layers if layer.producer.startswith("stream")]
     assert [layer.name for layer in branches] == [f"layer{s}.{b}.conv1" for s in (1, 2, 3) for b in range(3)]
     assert all(slim.get_submodule(layer.name).in_channels == layer.inputs // 2 for layer in branches)
@@ -216,7 +219,7 @@ def test_plans_and_networks_of_the_selection_layout() -> None:
     fixed = reconstruct.repair(model, cut, images, ridge=1e-3)
     wanted = outputs(model, images)
     assert (outputs(fixed, images) - wanted).norm() < (outputs(cut, images) - wanted).norm()
-    slim = reconstruct.channel_prune(model, images, plan=plan, ridge=1e-3, slack=0)
+    slim = channel_prune(model, images, plan=plan, ridge=1e-3, slack=0)
     own = fxprune.plan_of(slim)
     for layer in reconstruct.report_of(slim).layers:
         assert layer.kept == len(plan.kept[f"{layer.name}.weight"][1])

@@ -186,7 +186,7 @@ def test_a_stream_is_skipped_unless_it_is_named() -> None:
     slim = reconstruct.channel_prune(model, images, ratio=0.5)
     assert slim.get_submodule("stem").out_channels == 8
     assert "stays whole" in dict(reconstruct.report_of(slim).skipped)["stem"]
-    named = reconstruct.channel_prune(model, images, ratios={"a2": 0.5, "?1": 0.2}, branches=0.5)
+    named = reconstruct.channel_prune(model, images, ratios={"a2": 0.5, "?1": 0.2}, layout="selection", branches=0.5)
     assert fxprune.plan_of(named).layout == "coupled", "who reads a stream that is cut as a whole selects nothing of it"
     assert named.get_submodule("stem").out_channels == named.get_submodule("b2").out_channels == 4
 
@@ -342,11 +342,12 @@ def test_an_error_counts_as_it_arrives_behind_the_norm() -> None:
         model.bn2.weight[:5] = 1e-6
         model.conv2.weight[5:, :6] = 0
         model.conv2.weight[:5, :6] *= 100
-    slim = reconstruct.channel_prune(model, images, ratios={"conv1": 0.5})
+    slim = reconstruct.channel_prune(model, images, ratios={"conv1": 0.5}, select="elimination")
     assert fxprune.plan_of(slim).kept["conv1.weight"][0] == tuple(range(6, 12))
     with torch.no_grad():  # a norm that silences everything says nothing about which channels matter
         model.bn2.weight.zero_()
-    assert reconstruct.channel_prune(model, images, ratios={"conv1": 0.5}).get_submodule("conv1").out_channels == 6
+    again = reconstruct.channel_prune(model, images, ratios={"conv1": 0.5}, select="elimination")
+    assert again.get_submodule("conv1").out_channels == 6
 
 
 def counted(model: nn.Module, x: Tensor) -> dict[str, float]:

@@ -129,18 +129,18 @@ def name_of(net: str, level: int, method: str, seed: int = 0) -> str:
 
 def prune(options: argparse.Namespace) -> None:
     """Clauses 1 to 3."""
-    began = time.monotonic()
+    began, begun = time.monotonic(), 0
     images = data.load("cifar10-jpeg", options.data / "cifar10-jpeg")
     x, y = images.test.batch(torch.arange(min(options.test, len(images.test))))
     for key in options.nets or NETS:
         net = NETS[key]
         model = net.make(options, images)
-        wanted = logits(model, x)
         file = options.work / f"{key}.json"
         if not file.exists():
             facts = {"accuracy": accuracy(model, x, y), "macs": macs(model, x[:1]), "images": options.images, "test": len(x)}
             facts |= {"parameters": sum(p.numel() for p in model.parameters()), "machine": line()}
             keep(file, facts)
+        wanted = torch.empty(0)
         for level in options.levels or LEVELS:
             ratios: dict[str, float] = {}
             for method, how, seed in (
@@ -154,7 +154,8 @@ def prune(options: argparse.Namespace) -> None:
                     if layout not in ratios:
                         ratios[layout] = json.loads(file.read_text())["ratio"]
                     continue
-                if time.monotonic() - began > 60 * options.minutes:
+                begun += 1
+                if time.monotonic() - began > 60 * options.minutes or begun > options.cells:
                     print("time is over; start again to go on", flush=True)
                     return
                 ratio = ratios[layout] = ratios.get(layout) or ratio_for(model, level, x[:2], layout)
@@ -165,6 +166,7 @@ def prune(options: argparse.Namespace) -> None:
                 )
                 seconds = time.process_time() - begin
                 found = logits(slim.eval(), x)
+                wanted = wanted if len(wanted) else logits(model, x)
                 error = float((found - wanted).norm() / (wanted - wanted.mean(0)).norm())
                 fxprune.save(slim, file.with_suffix(".fxp"))
                 keep(
@@ -231,6 +233,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--test", type=int, default=2000, help="test images")
     parser.add_argument("--seeds", type=int, default=3, help="of the calibration, for the methods that are measured with several")
     parser.add_argument("--minutes", type=float, default=1e9, help="no cell starts after so many minutes")
+    parser.add_argument("--cells", type=int, default=10**9, help="begin so many cells at most")
     parser.add_argument("--epochs", type=int, default=0, help="of fine-tuning, instead of the network's")
     parser.add_argument("--subset", type=int, default=0, help="fine-tune on that many images an epoch")
     parser.add_argument("--threads", type=int, default=1, help="of torch")

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from fxprune.capture.inputs import Inputs
 from fxprune.errors import InputError
@@ -41,12 +41,14 @@ class Calibration:
         images: how many images are used; the last batch is used whole.
         positions: output positions per image.
         seed: of the positions.
+        device: where batches are moved to; None: nowhere.
     """
 
     loader: Iterable[Any]
     images: int = 5000
     positions: int = 10
     seed: int = 0
+    device: torch.device | None = None
 
     def __post_init__(self) -> None:
         numbers: dict[str, Any] = {"images": self.images, "positions": self.positions}
@@ -69,7 +71,7 @@ class Calibration:
         """
         seen = 0
         for batch in self.loader:
-            call = as_call(batch)
+            call = as_call(batch, self.device)
             yield call
             seen += leading(call)
             if seen >= self.images:
@@ -78,12 +80,20 @@ class Calibration:
             raise InputError("loader gave no batch. Layers are reconstructed on images.", node="loader", got=0)
 
 
-def as_call(batch: Any) -> Inputs:
+def device_of(model: nn.Module) -> torch.device | None:
+    """Where all parameters and buffers of a model are; None where they are in several places."""
+    devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
+    return devices.pop() if len(devices) == 1 else None
+
+
+def as_call(batch: Any, device: torch.device | None = None) -> Inputs:
     """A batch as a call of the model.
 
     A tensor; a tuple or list, of which the first entry is the input (labels may follow), a tensor or a tuple of arguments; a dict of keyword
     arguments.
     """
+    if device is not None:
+        return as_call(batch).map(lambda x: x.to(device))
     if isinstance(batch, Mapping):
         return Inputs((), dict(batch))
     first = batch[0] if isinstance(batch, (tuple, list)) and batch else batch

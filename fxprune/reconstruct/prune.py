@@ -34,7 +34,7 @@ from fxprune.plan import Plan
 from fxprune.reconstruct import report
 from fxprune.reconstruct.asked import check, shares
 from fxprune.reconstruct.branches import first_of_branches
-from fxprune.reconstruct.gather import Cache, Calibration, as_call, leading
+from fxprune.reconstruct.gather import Cache, Calibration, as_call, device_of, leading
 from fxprune.reconstruct.moments import size
 from fxprune.reconstruct.numbers import Array, Ids, Mask
 from fxprune.reconstruct.program import Program
@@ -83,8 +83,8 @@ def channel_prune(
 
     Args:
         model: any traceable module, on the device where it should run; only read. It runs in evaluation mode, whatever its mode is.
-        loader: images to calibrate on, on the model's device; gone through once or more for every layer. A batch is a tensor, a tuple or list that
-            starts with the input (labels may follow), or a dict of keyword arguments.
+        loader: images to calibrate on, moved to the model's device; gone through once or more for every layer. A batch is a tensor, a tuple or list
+            that starts with the input (labels may follow), or a dict of keyword arguments.
         ratio: share of the output channels of every layer that goes, in [0, 1). One of ``ratio``, ``ratios``, ``budget``, ``plan`` is needed.
         ratios: the same for the layers it names (globs): ``{"layer1.0.conv1": 0.5}``.
         budget: a ``fxprune.Budget`` of what remains: parameters, MACs, bytes. Scores of the weights then decide how wide layers are, and
@@ -127,8 +127,8 @@ def channel_prune(
     """
     check(ratio, ratios, budget, plan, layout, slack, refine, ridge)
     branches = shares(branches, ratio, layout)
-    calibration = Calibration(loader, images, positions, seed)
-    subject = _settled(study(model, first(loader) if example_inputs is None else example_inputs, keep))
+    calibration = Calibration(loader, images, positions, seed, device_of(model))
+    subject = _settled(study(model, first(calibration) if example_inputs is None else example_inputs, keep))
     captured = subject.graph.program.captured
     original = Program.of(captured.graph, captured.root)
     if plan is not None and plan.layout == "selection":
@@ -185,12 +185,12 @@ def _cut(subject: Subject, gammas: frozenset[str] | None, weights: frozenset[str
     return settle(selected(subject.graph, gammas=gammas, weights=weights, required=False), subject.inputs)
 
 
-def first(loader: Iterable[Any]) -> Inputs | None:
+def first(calibration: Calibration) -> Inputs | None:
     """Some samples of the first batch; None if there is no batch."""
-    batch = next(iter(loader), None)
+    batch = next(iter(calibration.loader), None)
     if batch is None:
         return None
-    call = as_call(batch)
+    call = as_call(batch, calibration.device)
     count = leading(call)
     return call.map(lambda x: x[:SAMPLES] if x.dim() and len(x) == count else x)
 

@@ -24,7 +24,7 @@ from fxprune.errors import CaptureError, InputError, NothingToPruneError, PlanMi
 from fxprune.pipeline import study
 from fxprune.plan import Plan
 from fxprune.reconstruct import report
-from fxprune.reconstruct.gather import Cache, Calibration, Site, gather
+from fxprune.reconstruct.gather import Cache, Calibration, Site, device_of, gather
 from fxprune.reconstruct.moments import Moments, size
 from fxprune.reconstruct.numbers import Array, Mask
 from fxprune.reconstruct.program import Program
@@ -81,8 +81,8 @@ def repair(
         )
     if not isinstance(slim, fx.GraphModule):
         raise CaptureError("an eager slim module has no program that could be run layer by layer.", got=type(slim).__name__)
-    calibration = Calibration(loader, images, positions, seed)
-    example = first(loader) if example_inputs is None else example_inputs
+    calibration = Calibration(loader, images, positions, seed, device_of(model))
+    example = first(calibration) if example_inputs is None else example_inputs
     subject = study(model, example, (), entered_by(slim), layout=record.plan.layout, given_plan=True)
     captured = subject.graph.program.captured
     if isinstance(captured, EagerCaptured):

@@ -140,15 +140,19 @@ def prune(options: argparse.Namespace) -> None:
             facts = {"accuracy": accuracy(model, x, y), "macs": macs(model, x[:1]), "images": options.images, "test": len(x)}
             facts |= {"parameters": sum(p.numel() for p in model.parameters()), "machine": line()}
             keep(file, facts)
-        wanted = torch.empty(0)
+        kept = options.work / f"{key}-logits.pt"
+        wanted = torch.load(kept, weights_only=True) if kept.exists() else logits(model, x)
+        torch.save(wanted, kept)
         for level in options.levels or LEVELS:
             ratios: dict[str, float] = {}
             for method, how, seed in (
                 (m, how, s) for s in range(options.seeds) for m, how in METHODS.items() if not s or m in SEVERAL
             ):
                 layout = how.get("layout", "coupled")
-                if layout == "selection" and key == "vgg16":
-                    continue  # it has no branches
+                if method not in (options.methods or METHODS) or (
+                    layout == "selection" and key == "vgg16"
+                ):  # which has no branches
+                    continue
                 file = options.work / f"{name_of(key, level, method, seed)}.json"
                 if file.exists():
                     if layout not in ratios:
@@ -166,7 +170,6 @@ def prune(options: argparse.Namespace) -> None:
                 )
                 seconds = time.process_time() - begin
                 found = logits(slim.eval(), x)
-                wanted = wanted if len(wanted) else logits(model, x)
                 error = float((found - wanted).norm() / (wanted - wanted.mean(0)).norm())
                 fxprune.save(slim, file.with_suffix(".fxp"))
                 keep(
@@ -229,6 +232,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/channel_pruning"), help="folder of finished cells")
     parser.add_argument("--nets", nargs="+", choices=tuple(NETS), help="only these networks")
     parser.add_argument("--levels", nargs="+", type=int, choices=LEVELS, help="only these levels")
+    parser.add_argument("--methods", nargs="+", choices=tuple(METHODS), help="only these methods")
     parser.add_argument("--images", type=int, default=640, help="calibration images; the paper's 5000 take eight times as long")
     parser.add_argument("--test", type=int, default=2000, help="test images")
     parser.add_argument("--seeds", type=int, default=3, help="of the calibration, for the methods that are measured with several")

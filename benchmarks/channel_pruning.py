@@ -50,7 +50,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "LASSO + refit, selecting": {"layout": "selection"},
 }
 SEVERAL = ("elimination + refit", "LASSO + refit", "magnitude + refit", "random + refit")  # measured with several seeds
-TUNED = ("elimination + refit", "LASSO + refit", "LASSO alone", "magnitude + refit", "magnitude", "random + refit")
+TUNED = ("LASSO + refit", "elimination + refit", "magnitude + refit", "random + refit", "LASSO alone", "magnitude")
 LEVELS = (2, 4)
 STEPS = 8  # of the search for a ratio
 

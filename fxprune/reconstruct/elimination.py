@@ -7,15 +7,18 @@
 2. The channel that raises it least, added up over the readers, goes; H and W become those of the other columns (a Schur complement). So it
    goes on to the wanted number.
 3. ``ridge``, or ``LEAST`` where it is smaller, times the mean of the diagonal is added to the moments, so that the inverse exists.
-4. Channels under a balance: the later one goes, the more it is worth; every cell keeps its best.
+4. With n columns that costs ``n^3`` operations for the inverse, and one step as many as a product of an ``(n, n)`` matrix with as many columns as a
+   channel has; memory is that of two matrices ``(n, n)``.
+5. Channels under a balance: the later one goes, the more it is worth; every cell keeps its best.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
+from scipy.linalg import solve_triangular
+from scipy.linalg.lapack import dpotrf, dpotri
 
 from fxprune.reconstruct.numbers import Array, Ids
 from fxprune.reconstruct.select import Problem, by_order
@@ -23,44 +26,88 @@ from fxprune.reconstruct.select import Problem, by_order
 LEAST = 1e-8
 
 
-@dataclass(slots=True)
 class _Block:
-    """A block of a reader: H, W, the channel of every column (-1: not among those that may go), the weight of every output."""
+    """A block of a reader (clauses 1 and 2).
 
-    inverse: Array
-    weight: Array
-    channel: Ids
-    worth: Array
+    H is kept as ``base - F F'``, with columns added to F for every channel that goes, so that a step costs no pass over the whole matrix. What
+    clause 1 needs of H and W is kept per channel: the diagonal blocks of H, and ``W_i' O W_i``, ``(channels, columns, columns)``; channels
+    of fewer columns than others have zeros there, and ones on H's diagonal.
+    """
+
+    def __init__(self, inverse: Array, weight: Array, channel: Ids, worth: Array) -> None:
+        self.base, self.weight, self.worth = inverse, np.ascontiguousarray(weight), worth
+        order = np.flatnonzero(channel >= 0)
+        order = order[np.argsort(channel[order], kind="stable")]
+        self.names, starts, counts = np.unique(channel[order], return_index=True, return_counts=True)
+        width = int(counts.max(initial=0))
+        self.real = np.arange(width) < counts[:, None]
+        self.columns = np.where(
+            self.real, np.append(order, 0)[np.minimum(starts[:, None] + np.arange(width), len(order))], len(channel)
+        )
+        self.factors = np.zeros((len(channel), len(order)))
+        self.used = 0
+        both = self.real[:, :, None] & self.real[:, None, :]
+        inside = np.where(self.real, self.columns, 0)
+        self.diagonal = np.where(both, inverse[inside[:, :, None], inside[:, None, :]], np.eye(width))
+        own = np.where(self.real, weight[:, inside], 0).transpose(1, 2, 0)
+        self.spread = (own * worth) @ own.transpose(0, 2, 1)
 
     def rises(self, channels: int) -> Array:
-        """Clause 1, for every channel."""
+        """Clause 1, for every channel; 0 for those that are gone, and for those that the block does not read."""
         found = np.zeros(channels)
-        own = np.flatnonzero(self.channel >= 0)
-        order = own[np.argsort(self.channel[own], kind="stable")]
-        present, counts = np.unique(self.channel[order], return_counts=True)
-        starts = np.cumsum(counts) - counts
-        for size in np.unique(counts):
-            which = np.flatnonzero(counts == size)
-            columns = order[starts[which][:, None] + np.arange(size)]  # (channels, size)
-            inverse = self.inverse[columns[:, :, None], columns[:, None, :]]
-            weight = self.weight[:, columns].transpose(1, 2, 0)  # (channels, size, outputs)
-            spread = (weight * self.worth) @ weight.transpose(0, 2, 1)
-            found[present[which]] = np.linalg.solve(inverse, spread).trace(axis1=1, axis2=2)
+        if len(self.names):
+            found[self.names] = np.linalg.solve(self.diagonal, self.spread).trace(axis1=1, axis2=2)
         return found
 
     def without(self, channel: int) -> None:
         """Clause 2."""
-        gone, left = np.flatnonzero(self.channel == channel), np.flatnonzero(self.channel != channel)
-        if not len(gone):
+        (place,) = np.flatnonzero(self.names == channel) if (self.names == channel).any() else (-1,)
+        if place < 0:
             return
-        step = np.linalg.solve(self.inverse[np.ix_(gone, gone)], self.inverse[np.ix_(gone, left)])
-        self.weight = self.weight[:, left] - self.weight[:, gone] @ step
-        self.inverse = self.inverse[np.ix_(left, left)] - self.inverse[np.ix_(left, gone)] @ step
-        self.channel = self.channel[left]
+        gone = self.columns[place][self.real[place]]
+        mine = self.base[:, gone] - self.factors[:, : self.used] @ self.factors[gone, : self.used].T
+        root = _root(mine[gone])
+        new = solve_triangular(root, mine.T, lower=True, check_finite=False).T
+        moved = solve_triangular(root, self.weight[:, gone].T, lower=True, check_finite=False).T
+        weighed = moved * self.worth[:, None]
+        met = self._per_channel(self.weight.T @ weighed)
+        self.weight -= moved @ new.T
+        step = self._per_channel(new)
+        mixed = step @ met.transpose(0, 2, 1)
+        self.spread += step @ (moved.T @ weighed) @ step.transpose(0, 2, 1) - mixed - mixed.transpose(0, 2, 1)
+        self.diagonal -= step @ step.transpose(0, 2, 1)
+        self.factors[:, self.used : self.used + len(gone)] = new
+        self.used += len(gone)
+        self.diagonal[place], self.spread[place] = np.eye(len(self.real[place])), 0
+
+    def _per_channel(self, rows: Array) -> Array:
+        """Rows ``(columns, k)`` as ``(channels, columns of one, k)``."""
+        found: Array = np.concatenate([rows, np.zeros((1, rows.shape[1]))])[self.columns]
+        return found
+
+
+def _root(matrix: Array) -> Array:
+    """The lower Cholesky factor; rounding may have made the matrix indefinite."""
+    even = (matrix + matrix.T) / 2
+    try:
+        return np.asarray(np.linalg.cholesky(even), np.float64)
+    except np.linalg.LinAlgError:
+        values, vectors = np.linalg.eigh(even)
+        values = np.maximum(values, LEAST * max(float(np.abs(values).max()), 1e-300))
+        return np.asarray(np.linalg.cholesky((vectors * values) @ vectors.T), np.float64)
+
+
+def _inverse(matrix: Array) -> Array:
+    """Of a symmetric positive definite matrix."""
+    factor, wrong = dpotrf(matrix, lower=1)
+    found, worse = dpotri(factor, lower=1)
+    if wrong or worse:
+        return np.asarray(np.linalg.inv(matrix), np.float64)
+    return np.asarray(np.tril(found) + np.tril(found, -1).T, np.float64)
 
 
 def by_elimination(problems: Sequence[Problem], channels: int, count: int, cells: Sequence[Ids], ridge: float) -> Ids:
-    """The channels that stay, ascending (clauses 1 to 4)."""
+    """The channels that stay, ascending (clauses 1 to 5)."""
     blocks = [block for problem in problems for block in _blocks(problem, ridge)]
     left = np.ones(channels, np.bool_)
     gone_at = np.full(channels, channels, np.float64)
@@ -87,6 +134,6 @@ def _blocks(problem: Problem, ridge: float) -> list[_Block]:
         moments[diagonal, diagonal] += pull
         # where the pull counts, it is towards the weights as they were (refit.py, clause 3)
         right = xy[block][np.ix_(columns, rows)] + pull * problem.weight[block][np.ix_(rows, columns)].T
-        inverse = np.linalg.inv(moments)
+        inverse = _inverse(moments)
         found.append(_Block(inverse, (inverse @ right).T, problem.channel[block][columns], problem.worth[block][rows]))
     return found

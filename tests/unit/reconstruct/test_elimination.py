@@ -32,17 +32,21 @@ def loss(x: np.ndarray, y: np.ndarray, worth: np.ndarray, channel: np.ndarray, k
     return float((np.square(y - a @ solution).mean(0) * worth).sum())
 
 
-def test_what_a_channel_costs_is_what_least_squares_says() -> None:
+@pytest.mark.parametrize("ragged", [False, True])
+def test_what_a_channel_costs_is_what_least_squares_says(ragged: bool) -> None:
     given, x, y = problem(0)
+    if ragged:  # channels of two to four columns, and two columns that belong to none of them
+        given.channel[0, [1, 17]], given.channel[0, 9] = -1, 0
     (block,) = _blocks(given, 0.0)
-    left = list(range(6))
+    left = [-1, *range(6)]
     for gone in (2, 5, 0):
         before = loss(x, y, given.worth[0], given.channel[0], left)
-        for channel in left:
+        for channel in left[1:]:
             after = loss(x, y, given.worth[0], given.channel[0], [c for c in left if c != channel])
             assert block.rises(6)[channel] == pytest.approx(after - before, rel=1e-3)
         left.remove(gone)
         block.without(gone)
+        assert block.rises(6)[gone] == 0
 
 
 def test_the_choice_is_near_the_best_of_all_and_nearer_than_the_lasso() -> None:

@@ -105,7 +105,9 @@ def _tuning(found: Mapping[str, Facts], key: str) -> list[str]:
     images = f"{control['subset']:,} training images" if control["subset"] else "all training images"
     epochs = f"{control['epochs']} epoch{'s' * (control['epochs'] != 1)}"
     told = f"*Fine-tuned*: seed 0, trained for {epochs} of {images} with their labels, all networks equally. The original, trained equally: "
-    return [f"{told}{100 * control['accuracy']:.1f} % (before: {100 * found[key]['accuracy']:.1f} %).\n"]
+    return [
+        f"{told}{100 * control['accuracy']:.1f} % (before: {100 * found[key]['accuracy']:.1f} %). An empty cell was not run.\n"
+    ]
 
 
 def _layers(facts: Facts) -> str:

@@ -7,8 +7,10 @@
 1. Networks: the pretrained ResNet-56 (``resnet-cifar10``) and a VGG-16 of a quarter of the width, trained here for a few epochs; both on
    CIFAR-10 as JPEG.
 2. A *cell* is a network, a level (2 or 4 times fewer MACs) and a method; all methods of a level remove equally many channels of every
-   layer, by the one ratio that comes closest to the level. Calibration images are training images without their labels. ``refine=3``
-   was settled on test images of another network (ResNet-20), ``ridge=1e-3`` on training images; test images decided nothing else.
+   layer, by the one ratio that comes closest to the level; *selecting* ones also of what first convolutions of branches read, by the ratio that
+   comes closest then. Calibration images are training images without their labels; a seed decides which, and the positions. ``refine=3``
+   was settled on test images of another network (ResNet-20), ``ridge=1e-3`` on training images; that elimination counts errors behind batch
+   norms, and the LASSO as in the paper, on test images of both networks.
 3. Told are the accuracy on test images, the relative error of the logits (against the original's, over their spread), seconds and memory.
    Each finished cell is a file in the work folder and is not done again; ``report`` reads these files and nothing else.
 """
@@ -35,6 +37,8 @@ from fxprune.data import Images
 from fxprune.zoo.weights import load_pretrained
 
 METHODS: dict[str, dict[str, Any]] = {
+    "elimination + refit": {"select": "elimination"},
+    "elimination + refit, ridge": {"select": "elimination", "ridge": 1e-3},
     "LASSO + refit": {},
     "LASSO + refit, refined": {"refine": 3},
     "LASSO + refit, ridge": {"ridge": 1e-3},
@@ -42,7 +46,11 @@ METHODS: dict[str, dict[str, Any]] = {
     "magnitude + refit": {"select": "magnitude"},
     "magnitude": {"select": "magnitude", "refit": False},
     "random + refit": {"select": "random"},
+    "elimination + refit, selecting": {"select": "elimination", "layout": "selection"},
+    "LASSO + refit, selecting": {"layout": "selection"},
 }
+SEVERAL = ("elimination + refit", "LASSO + refit", "magnitude + refit", "random + refit")  # measured with several seeds
+TUNED = ("LASSO + refit", "elimination + refit", "magnitude + refit", "random + refit", "LASSO alone", "magnitude")
 LEVELS = (2, 4)
 STEPS = 8  # of the search for a ratio
 
@@ -91,12 +99,14 @@ def macs(model: nn.Module, image: Tensor) -> int:
     return total
 
 
-def ratio_for(model: nn.Module, level: int, sample: Tensor) -> float:
+def ratio_for(model: nn.Module, level: int, sample: Tensor, layout: str) -> float:
     """The ratio that comes closest to ``level`` times fewer MACs."""
     whole, low, high = macs(model, sample), 0.0, 1.0
     for _ in range(STEPS):
         middle = (low + high) / 2
-        trial = reconstruct.channel_prune(model, [sample], ratio=middle, select="random", refit=False, verify=False)
+        trial = reconstruct.channel_prune(
+            model, [sample], ratio=middle, select="random", refit=False, verify=False, layout=layout
+        )
         low, high = (middle, high) if macs(trial, sample) * level > whole else (low, middle)
     return (low + high) / 2
 
@@ -113,33 +123,51 @@ def keep(path: Path, facts: dict[str, Any]) -> None:
     print(path.stem, {k: v for k, v in facts.items() if k != "layers"}, flush=True)
 
 
-def name_of(net: str, level: int, method: str) -> str:
-    return f"{net}-{level}x-{method.replace(' + ', '+').replace(', ', '-').replace(' ', '-')}"
+def name_of(net: str, level: int, method: str, seed: int = 0) -> str:
+    return f"{net}-{level}x-{method.replace(' + ', '+').replace(', ', '-').replace(' ', '-')}" + (f"-s{seed}" if seed else "")
 
 
 def prune(options: argparse.Namespace) -> None:
     """Clauses 1 to 3."""
+    began, begun = time.monotonic(), 0
     images = data.load("cifar10-jpeg", options.data / "cifar10-jpeg")
     x, y = images.test.batch(torch.arange(min(options.test, len(images.test))))
-    calibration = batches(images, options.images)
     for key in options.nets or NETS:
         net = NETS[key]
         model = net.make(options, images)
-        wanted = logits(model, x)
         file = options.work / f"{key}.json"
         if not file.exists():
             facts = {"accuracy": accuracy(model, x, y), "macs": macs(model, x[:1]), "images": options.images, "test": len(x)}
             facts |= {"parameters": sum(p.numel() for p in model.parameters()), "machine": line()}
             keep(file, facts)
+        kept = options.work / f"{key}-logits.pt"
+        wanted = torch.load(kept, weights_only=True) if kept.exists() else logits(model, x)
+        torch.save(wanted, kept)
         for level in options.levels or LEVELS:
-            ratio = 0.0
-            for method, how in METHODS.items():
-                file = options.work / f"{name_of(key, level, method)}.json"
-                if file.exists():
+            ratios: dict[str, float] = {}
+            for method, how, seed in (
+                (m, how, s) for s in range(options.seeds) for m, how in METHODS.items() if not s or m in SEVERAL
+            ):
+                layout = how.get("layout", "coupled")
+                if method not in (options.methods or METHODS) or (
+                    layout == "selection" and key == "vgg16"
+                ):  # which has no branches
                     continue
-                ratio = ratio or ratio_for(model, level, x[:2])
+                file = options.work / f"{name_of(key, level, method, seed)}.json"
+                if file.exists():
+                    if layout not in ratios:
+                        ratios[layout] = json.loads(file.read_text())["ratio"]
+                    continue
+                begun += 1
+                if time.monotonic() - began > 60 * options.minutes or begun > options.cells:
+                    print("time is over; start again to go on", flush=True)
+                    return
+                ratio = ratios[layout] = ratios.get(layout) or ratio_for(model, level, x[:2], layout)
+                calibration = batches(images, options.images, seed)
                 begin = time.process_time()
-                slim = reconstruct.channel_prune(model, calibration, ratio=ratio, images=options.images, cache=True, **how)
+                slim = reconstruct.channel_prune(
+                    model, calibration, ratio=ratio, images=options.images, cache=True, seed=seed, **how
+                )
                 seconds = time.process_time() - begin
                 found = logits(slim.eval(), x)
                 error = float((found - wanted).norm() / (wanted - wanted.mean(0)).norm())
@@ -162,17 +190,21 @@ def facts_of(slim: fx.GraphModule, x: Tensor) -> dict[str, Any]:
 
 def finetune(options: argparse.Namespace) -> None:
     """Train every slim network, and the original as a control, for equally many epochs; resumable."""
+    began = time.monotonic()
     images = data.load("cifar10-jpeg", options.data / "cifar10-jpeg")
     x, y = images.test.batch(torch.arange(min(options.test, len(images.test))))
     for key in options.nets or NETS:
         net = NETS[key]
-        names = [key, *(name_of(key, level, method) for level in LEVELS for method in METHODS)]
+        names = [key, *(name_of(key, level, method) for level in LEVELS for method in TUNED)]
         for name in names:
             file = options.work / f"{name}-tuned.json"
             if file.exists() or (name != key and not (options.work / f"{name}.fxp").exists()):
                 continue
             model = net.make(options, images)
             slim = model if name == key else fxprune.load(model, options.work / f"{name}.fxp")
+            if time.monotonic() - began > 60 * options.minutes:
+                print("time is over; start again to go on", flush=True)
+                return
             epochs = options.epochs or net.epochs
             path = options.work / f"{name}-tuned.pt"
             train(slim, images, path, epochs=epochs, top=net.top, seed=1, subset=options.subset)
@@ -200,8 +232,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/channel_pruning"), help="folder of finished cells")
     parser.add_argument("--nets", nargs="+", choices=tuple(NETS), help="only these networks")
     parser.add_argument("--levels", nargs="+", type=int, choices=LEVELS, help="only these levels")
+    parser.add_argument("--methods", nargs="+", choices=tuple(METHODS), help="only these methods")
     parser.add_argument("--images", type=int, default=640, help="calibration images; the paper's 5000 take eight times as long")
     parser.add_argument("--test", type=int, default=2000, help="test images")
+    parser.add_argument("--seeds", type=int, default=3, help="of the calibration, for the methods that are measured with several")
+    parser.add_argument("--minutes", type=float, default=1e9, help="no cell starts after so many minutes")
+    parser.add_argument("--cells", type=int, default=10**9, help="begin so many cells at most")
     parser.add_argument("--epochs", type=int, default=0, help="of fine-tuning, instead of the network's")
     parser.add_argument("--subset", type=int, default=0, help="fine-tune on that many images an epoch")
     parser.add_argument("--threads", type=int, default=1, help="of torch")

@@ -19,9 +19,11 @@ from fxprune.data import Augmentation, Images
 BATCH = 128
 
 
-def batches(images: Images, count: int, size: int = BATCH) -> list[Tensor]:
-    """The first ``count`` training images as they are, in batches: what layers are reconstructed on."""
-    return [images.train.batch(part)[0] for part in torch.arange(min(count, len(images.train))).split(size)]
+def batches(images: Images, count: int, seed: int = 0, size: int = BATCH) -> list[Tensor]:
+    """``count`` training images as they are, others for every seed, in batches: what layers are reconstructed on."""
+    return [
+        images.train.batch(part % len(images.train))[0] for part in torch.arange(seed * count, (seed + 1) * count).split(size)
+    ]
 
 
 @torch.no_grad()

@@ -216,9 +216,9 @@ def jobs(work: Work, images: Images, seeds: int) -> list[tuple[str, Callable[[],
         found.append((f"{net}-{seed}-scan", lambda: sensitivity(work, images, net, seed)))
         found.extend((f"{net}-{seed}-{how}", lambda how=how: retrain(work, images, net, seed, how)) for how in ways)  # type: ignore[misc]
 
+    series("lenet5", 0, ("iterative", "one-shot", "control"))
     for seed in range(seeds):
-        series("lenet5", seed, ("iterative", "control"))
-        series("lenet300", seed, ("iterative", "control", "one-shot"))
+        series("lenet300", seed, ("iterative", "one-shot", "control"))
         if seed == 0:
             found.append(("lenet300-0-baseline-l1", lambda: baseline(work, images, "lenet300", 0, 1)))
             for cut in CUTS:

@@ -208,7 +208,7 @@ def apply(
             f"plan must be a fxprune.Plan, got {type(plan).__name__}. Use Plan.from_json() for a JSON text.",
             got=type(plan).__name__,
         )
-    subject = study(model, example_inputs, layout=plan.layout)
+    subject = study(model, example_inputs, layout=plan.layout, given_plan=True)
     subject, final, module = emit_settled(subject, lambda _: plan, pin=False)
     final, absorption = _finish(what, adding=not plan.figures)(subject, final, module)
     evidence = None

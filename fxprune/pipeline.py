@@ -71,8 +71,9 @@ def study(
     *,
     weights: bool = True,
     layout: str = "coupled",
+    given_plan: bool = False,
 ) -> Subject:
-    """Clauses 1 and 2. ``weights=False``: the weights are not looked at; their numbers come from elsewhere. ``layout`` is a plan's."""
+    """Clauses 1 and 2. ``weights=False``: weights are not looked at, their numbers come from elsewhere. ``layout`` is a plan's, that may be given."""
     if not isinstance(model, nn.Module):
         raise InputError(f"model must be a torch.nn.Module, got {type(model).__name__}.", got=type(model).__name__)
     if type(model).__name__ == "OptimizedModule" and isinstance(getattr(model, "_orig_mod", None), nn.Module):
@@ -89,7 +90,7 @@ def study(
     captured = program.captured
     graph = replace(build(program, captured.tensors, gammas(captured)), inputs=inputs)
     graph = settle(_keep(graph, patterns), inputs)
-    graph = settle(selected(graph), inputs) if layout == "selection" else graph
+    graph = settle(selected(graph, required=not given_plan), inputs) if layout == "selection" else graph
     return Subject(model, graph, inputs, patterns, entered | captured.entered, weights, layout)
 
 

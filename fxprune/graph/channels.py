@@ -90,7 +90,7 @@ class Selection:
     """What the selection layout adds to a graph.
 
     Attributes:
-        cuts: where batch norms drop channels of what they read (provenance/cuts.py).
+        cuts: where layers drop channels of what they read (provenance/cuts.py).
         closed: cuts whose two sides are coupled again (graph/selection.py).
         heard: atoms that something else than columns of weights hears.
     """
@@ -113,7 +113,7 @@ class ChannelGraph:
         barred: atoms that the fail-safe or ``keep`` pinned, with node and reason.
         notes: what a user should know.
         inputs: the example inputs.
-        selection: cuts in front of batch norms and what else hears channels, for the selection layout (graph/selection.py).
+        selection: cuts in front of layers and what else hears channels, for the selection layout (graph/selection.py).
     """
 
     program: Interpreted
@@ -176,6 +176,8 @@ class ChannelGraph:
         for axis, reads in zip(self.axes, self.reading, strict=True):
             if not reads:
                 produced[closed.component[axis.start : axis.start + axis.size]] = True
+        for cut in self.selection.cuts if self.selection is not None else ():
+            produced[closed.component[cut.own]] = True  # by the select
         free = produced & ~self.pinned
         kind = self._kinds()
         channels = np.flatnonzero(free)

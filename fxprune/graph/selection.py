@@ -1,10 +1,11 @@
-"""The channel graph of the selection layout: batch norms are cut from what they read.
+"""The channel graph of the selection layout: batch norms, and convolutions if asked, are cut from what they read.
 
 1. The program is interpreted once more, with a cut in front of every batch norm (provenance/cuts.py). A batch norm, what follows from it
    up to the next contraction, and the input columns of its readers are then coupled channels of their own.
 2. A cut is *exclusive* if everything in front of it is there for this batch norm alone: every channel of the source can go, is read at
    one position of this cut, and nothing else hears it. Such a cut selects nothing: both sides are coupled again.
-3. What a user asked to keep stays: the axes that were named, in the new classes. What was pinned for other reasons stays pinned.
+3. A convolution that is cut, by name, selects always.
+4. What a user asked to keep stays: the axes that were named, in the new classes. What was pinned for other reasons stays pinned.
 """
 
 from __future__ import annotations
@@ -23,15 +24,24 @@ from fxprune.provenance.factor import Ids
 from fxprune.provenance.interpret import interpret
 
 
-def selected(graph: ChannelGraph, *, merge: bool = True) -> ChannelGraph:
-    """The graph of the selection layout for a graph of the coupled one (clauses 1 to 3).
+def selected(
+    graph: ChannelGraph,
+    *,
+    merge: bool = True,
+    gammas: frozenset[str] | None = None,
+    weights: frozenset[str] = frozenset(),
+    required: bool = True,
+) -> ChannelGraph:
+    """The graph of the selection layout for a graph of the coupled one (clauses 1 to 4).
 
     ``merge=False`` leaves out clause 2: for plans of networks whose exclusive cuts were others (several rounds in one).
+    ``gammas``: the batch norms to cut, by their scales; all if left out. ``weights``: the convolutions to cut, by their weights.
+    ``required=False``: a graph without cuts will do.
 
     Raises:
         BudgetError: no batch norm to select after, or no program to put selects in.
     """
-    if graph.selection is not None and merge:
+    if graph.selection is not None and merge and gammas is None and not weights:
         return graph
     if isinstance(graph.program, EagerProgram) or graph.inputs is None:
         raise BudgetError(
@@ -41,9 +51,9 @@ def selected(graph: ChannelGraph, *, merge: bool = True) -> ChannelGraph:
             got="selection",
         )
     captured = graph.program.captured
-    cutter = Cutter(captured, graph.gammas)
+    cutter = Cutter(captured, graph.gammas if gammas is None else gammas, weights)
     program = interpret(captured, graph.inputs, cutter)
-    if not cutter.cuts:
+    if required and not cutter.cuts:
         raise BudgetError(
             "layout='selection' needs batch norms to select after, and this model has none with a scale per channel. "
             "Use layout='coupled', which ranks channels without batch norms too.",
@@ -52,7 +62,10 @@ def selected(graph: ChannelGraph, *, merge: bool = True) -> ChannelGraph:
         )
     new = replace(build(program, graph.tensors, graph.gammas), notes=graph.notes, inputs=graph.inputs)
     heard = _heard(new, cutter)
-    alone = [merge and own for own in _exclusive(new, cutter.cuts, heard)]
+    alone = [
+        merge and own and cut.gamma not in weights
+        for cut, own in zip(cutter.cuts, _exclusive(new, cutter.cuts, heard), strict=True)
+    ]
     cuts = tuple(cut for cut, merged in zip(cutter.cuts, alone, strict=True) if not merged)
     closed = tuple(cut for cut, merged in zip(cutter.cuts, alone, strict=True) if merged)
     for cut in closed:
@@ -90,7 +103,7 @@ def _exclusive(graph: ChannelGraph, cuts: Sequence[Cut], heard: Ids) -> list[boo
 
 
 def _barred(new: ChannelGraph, old: ChannelGraph) -> ChannelGraph:
-    """Clause 3. Atoms of axes have the same numbers in both graphs."""
+    """Clause 4. Atoms of axes have the same numbers in both graphs."""
     last = max((axis.start + axis.size for axis in new.axes), default=0)
     for ids, node, reason in old.barred:
         named = [np.arange(axis.start, axis.start + axis.size) for axis in new.axes if axis.name == node]

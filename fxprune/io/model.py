@@ -196,7 +196,9 @@ def _rebuilt(model: nn.Module, saved: Document, example: Any, where: str) -> tup
     for number, plan in enumerate(saved.rounds):
         entered = functions(saved.origin.entered) if number == 0 else frozenset()
         try:
-            subject = study(current, _inputs(model, saved, example, where), (), entered, weights=False, layout=plan.layout)
+            subject = study(
+                current, _inputs(model, saved, example, where), (), entered, weights=False, layout=plan.layout, given_plan=True
+            )
         except InputError as error:
             if example is not None or saved.origin.inputs is None:
                 raise

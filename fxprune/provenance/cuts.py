@@ -1,4 +1,4 @@
-"""Batch norms cut from what they read: the analysis behind the selection layout.
+"""Layers cut from what they read: the analysis behind the selection layout.
 
 1. A *cut* stands in front of a batch norm with a scale. Behind it the channels are new atoms, ``own``; position i of them reads the atom
    ``source[i]`` of the value that arrives. Cutting couples nothing: a channel behind the cut can go while its source stays. It cannot
@@ -7,6 +7,7 @@
 3. Beside the cuts, the run takes down what *else* hears a channel (``heard``): operators that mix channels or end them, such as a mean
    over channels, a softmax, a product of two activations. Layers with weights are not among them: their input columns say who reads.
    A pair (x, w) says that x is heard through w; whether w is such a column is known when all is recorded (graph/selection.py).
+4. A convolution that is asked for by its weight is cut in the same way: what is behind the cut are its input columns.
 """
 
 from __future__ import annotations
@@ -31,12 +32,23 @@ from fxprune.provenance.tracker import Tracker
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Cut:
-    """A cut (clause 1): the node of the batch norm, and the name of its scale."""
+    """A cut (clauses 1 and 4).
+
+    Attributes:
+        node: the node of the batch norm or convolution.
+        gamma: the name of its scale; of a convolution, of its weight.
+        source: clause 1.
+        own: clause 1.
+        dim: the dimension of that tensor that is behind the cut.
+        given: the node of what arrives.
+    """
 
     node: str
     gamma: str
     source: Ids
     own: Ids
+    dim: int = 0
+    given: str = ""
 
 
 def norm_of(captured: Captured, node: fx.Node, gammas: frozenset[str]) -> tuple[str, fx.Node] | None:
@@ -58,12 +70,25 @@ def norm_of(captured: Captured, node: fx.Node, gammas: frozenset[str]) -> tuple[
     return (scales[0], given) if scales else None
 
 
+def convolution_of(captured: Captured, node: fx.Node, weights: frozenset[str]) -> tuple[str, fx.Node] | None:
+    """The weight of the convolution that a node calls, if it is one of these, and the node of its input."""
+    given = node.args[0] if node.args else node.kwargs.get("input")
+    if not weights or node.op != "call_module" or not isinstance(given, fx.Node):
+        return None
+    module = module_at(captured.root, str(node.target))
+    if not isinstance(module, nn.modules.conv._ConvNd) or module.transposed or module.groups != 1:
+        return None
+    found = next((name for name in weights if captured.tensors[name] is module.weight), "")
+    return (found, given) if found else None
+
+
 @dataclass(slots=True)
 class Cutter:
-    """One run with cuts (clauses 1 and 2)."""
+    """One run with cuts (clauses 1, 2 and 4)."""
 
     captured: Captured
     gammas: frozenset[str]
+    weights: frozenset[str] = frozenset()
     cuts: list[Cut] = field(default_factory=list)
     heard: list[Pair] = field(default_factory=list)
 
@@ -76,12 +101,14 @@ class Cutter:
         if node.op == "call_module" and isinstance(module_at(self.captured.root, str(node.target)), nn.RNNBase):
             given_all = [env[n] for n in node.all_input_nodes if isinstance(env[n], Tensor)]
             self.heard += [(ids.ravel(), NO_IDS) for x in given_all for ids in tracker.value(x).factors]
-        norm = norm_of(self.captured, node, self.gammas)
-        if norm is None:
+        convolution = convolution_of(self.captured, node, self.weights)
+        found = convolution or norm_of(self.captured, node, self.gammas)
+        if found is None:
             return env
-        gamma, given = norm
+        name, given = found
         x = env[given]
-        if not isinstance(x, Tensor) or x.dim() < 2:
+        least = 2 if convolution is None else self.captured.tensors[name].dim()  # a single image has no channels at dimension 1
+        if not isinstance(x, Tensor) or x.dim() < least:
             return env
         factors = tracker.value(x).factors
         recorder = tracker.ledger
@@ -90,7 +117,7 @@ class Cutter:
             return env
         source = factors[0].ravel() if factors else np.zeros(x.shape[1], np.int64)
         own = recorder.take(x.shape[1])
-        self.cuts.append(Cut(node.name, gamma, source, own))
+        self.cuts.append(Cut(node.name, name, source, own, 0 if convolution is None else 1, given.name))
         cut = tracker.new(x.shape, x, [own.reshape((1, -1) + (1,) * (x.dim() - 2))])
         return ChainMap({given: cut}, env)  # type: ignore[arg-type]
 

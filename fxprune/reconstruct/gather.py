@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from fxprune.capture.inputs import Inputs
 from fxprune.errors import InputError
@@ -42,19 +42,21 @@ class Calibration:
         images: how many images are used; the last batch is used whole.
         positions: output positions per image.
         seed: of the positions.
+        device: where batches are moved to; None: nowhere.
     """
 
     loader: Iterable[Any]
     images: int = 5000
     positions: int = 10
     seed: int = 0
+    device: torch.device | None = None
 
     def __post_init__(self) -> None:
         numbers: dict[str, Any] = {"images": self.images, "positions": self.positions}
         for name, value in numbers.items():
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise InputError(f"{name} must be a positive whole number, got {value!r}.", node=name, got=value)
-        if not hasattr(self.loader, "__iter__") or iter(self.loader) is self.loader:
+        if not hasattr(self.loader, "__iter__") or isinstance(self.loader, Iterator):
             raise InputError(
                 f"loader must give its batches anew for every layer, and {type(self.loader).__name__} can be gone through once at most. "
                 "Give a DataLoader, or a list of batches.",
@@ -70,7 +72,7 @@ class Calibration:
         """
         seen = 0
         for batch in self.loader:
-            call = as_call(batch)
+            call = as_call(batch, self.device)
             yield call
             seen += leading(call)
             if seen >= self.images:
@@ -79,12 +81,20 @@ class Calibration:
             raise InputError("loader gave no batch. Layers are reconstructed on images.", node="loader", got=0)
 
 
-def as_call(batch: Any) -> Inputs:
+def device_of(model: nn.Module) -> torch.device | None:
+    """Where all parameters and buffers of a model are; None where they are in several places."""
+    devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
+    return devices.pop() if len(devices) == 1 else None
+
+
+def as_call(batch: Any, device: torch.device | None = None) -> Inputs:
     """A batch as a call of the model.
 
     A tensor; a tuple or list, of which the first entry is the input (labels may follow), a tensor or a tuple of arguments; a dict of keyword
     arguments.
     """
+    if device is not None:
+        return as_call(batch).map(lambda x: x.to(device))
     if isinstance(batch, Mapping):
         return Inputs((), dict(batch))
     first = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
@@ -163,8 +173,20 @@ def gather(
         for moments, site, batches, want in zip(found, sites, seen, wants, strict=True):
             for batch, wanted in zip(batches, want, strict=True):
                 y = wanted(batch)
+                _check_finite(site.target.path, batch.inputs, y)
                 moments.add(batch.inputs, y.reshape(len(y), site.target.blocks, -1))
     return found
+
+
+def _check_finite(path: str, *rows: Tensor) -> None:
+    for value, what in zip(rows, ("what it reads", "what it puts out"), strict=True):
+        if not bool(torch.isfinite(value).all()):
+            raise InputError(
+                f"at layer {path!r} {what} holds NaN or infinity on the calibration images ({str(value.dtype).removeprefix('torch.')}). Look for "
+                "damaged images, or numbers too large for the model's dtype; float32 holds more than float16.",
+                node=path,
+                got="not finite",
+            )
 
 
 def _run(program: Program, watch: _Watch, call: Inputs, snapshots: dict[int, Snapshot], which: int, cached: bool) -> None:

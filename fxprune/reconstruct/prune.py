@@ -1,7 +1,8 @@
 """``channel_prune``: LASSO channel pruning with reconstruction (He, Zhang, Sun 2017, arXiv:1707.06168), on the compiler's stages.
 
 1. The model is captured and analysed; a trial plan finds nodes that cannot be made smaller before any channel is chosen.
-2. Targets are found (targets.py), their widths decided (widths.py), the walk done (walk.py).
+2. Where first convolutions of branches are to read a part of the stream, they are cut from it (branches.py). Targets are found
+   (targets.py), their widths decided (widths.py), the walk done (walk.py).
 3. What is gone becomes a plan; rewriter and verifier make and check the slim module from the model's own weights, as for any other plan.
    Then the refitted weights are put in, cut as the plan says, and the slim module is held against the network of zero columns that they
    were fitted in.
@@ -16,6 +17,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -24,24 +26,27 @@ from torch import Tensor, fx, nn
 
 from fxprune.capture.eager import EagerCaptured
 from fxprune.capture.inputs import Inputs
-from fxprune.errors import BudgetError, CaptureError, NothingToPruneError, VerificationError
+from fxprune.errors import BudgetError, CaptureError, NothingToPruneError, RewriteError, VerificationError
 from fxprune.graph.channels import ChannelGraph
-from fxprune.pipeline import Subject, emit_settled, study, verified
+from fxprune.graph.selection import selected
+from fxprune.pipeline import Subject, emit_settled, settle, study, verified
 from fxprune.plan import Plan
 from fxprune.precision import doubled
 from fxprune.reconstruct import report
-from fxprune.reconstruct.gather import Cache, Calibration, as_call, leading
+from fxprune.reconstruct.asked import check, shares
+from fxprune.reconstruct.branches import first_of_branches
+from fxprune.reconstruct.gather import Cache, Calibration, as_call, device_of, leading
 from fxprune.reconstruct.moments import size
-from fxprune.reconstruct.numbers import Array, Mask
+from fxprune.reconstruct.numbers import Array, Ids, Mask
 from fxprune.reconstruct.program import Program
 from fxprune.reconstruct.readers import Reader, readers
 from fxprune.reconstruct.targets import Skipped, Target, targets
 from fxprune.reconstruct.walk import Settings, State, Tell, walk
-from fxprune.reconstruct.widths import by_name, by_plan, by_ratio
+from fxprune.reconstruct.widths import by_branch, by_budget, by_name, by_plan, by_ratio, whole
 from fxprune.record import attach, extended
-from fxprune.score.scores import Score
+from fxprune.score.scores import NAMED, Score
 from fxprune.score.scores import score as score_groups
-from fxprune.solve.plans import removed_channels, to_plan
+from fxprune.solve.plans import removed_by, removed_channels, to_plan
 from fxprune.solve.ratio import Solution, nothing
 from fxprune.sparse.neurons import apart
 
@@ -63,6 +68,7 @@ def channel_prune(
     example_inputs: Any = None,
     keep: Sequence[str] = (),
     layout: str = "coupled",
+    branches: float | Mapping[str, float] | None = None,
     images: int = 5000,
     positions: int = 10,
     slack: float = 0.1,
@@ -78,22 +84,28 @@ def channel_prune(
 
     Args:
         model: any traceable module, on the device where it should run; only read. It runs in evaluation mode, whatever its mode is.
-        loader: images to calibrate on, on the model's device; gone through once or more for every layer. A batch is a tensor, a tuple or list that
-            starts with the input (labels may follow), or a dict of keyword arguments.
-        ratio: share of the output channels of every layer that goes, in [0, 1). One of ``ratio``, ``ratios``, ``plan`` is needed.
+        loader: images to calibrate on, moved to the model's device; gone through once or more for every layer. A batch is a tensor, a tuple or list
+            that starts with the input (labels may follow), or a dict of keyword arguments.
+        ratio: share of the output channels of every layer that goes, in [0, 1). One of ``ratio``, ``ratios``, ``budget``, ``plan`` is needed.
         ratios: the same for the layers it names (globs): ``{"layer1.0.conv1": 0.5}``.
-        budget: only beside a ``plan`` that was made for it, whose widths are then used: ``plan=fxprune.plan(graph, budget=...)``.
-        plan: its widths, with channels chosen anew.
-        select: who chooses: "lasso"; "random"; the name of a score of ``fxprune.plan`` ("magnitude", "gamma", ...), or a callable
+        budget: a ``fxprune.Budget`` of what remains: parameters, MACs, bytes. Scores of the weights then decide how wide layers are, and
+            ``select`` which channels these are. For a latency give a ``plan``. Beside a ``plan`` it says nothing more.
+        plan: its widths, with channels chosen anew; the plan's layout counts.
+        select: who chooses: "lasso"; "elimination" (one channel after the other goes, the one whose loss the refitted others make up for best);
+            "random"; the name of a score of ``fxprune.plan`` ("magnitude", "gamma", ...), or a callable
             ``(ChannelGroup) -> tensor (channels,)``.
         refit: refit the weights of the layers that lose inputs, by least squares.
         example_inputs: what analysis and verification run on; two samples of the first batch if left out.
         keep: names (globs) of modules or parameters whose channels must stay.
-        layout: "coupled", the only one; plans of the selection layout are refused.
+        layout: "coupled": a channel goes with all that is coupled with it, and residual streams stay whole. "selection": the first convolution of
+            every residual branch reads a part of the stream besides, its own, behind a select.
+        branches: for the selection layout: the share of the stream that these convolutions do not read, or such shares by names (globs):
+            ``{"layer1.*.conv1": 0.5}``.
+            ``ratio``, or nothing beside the others, if left out.
         images: how many images of the loader are used.
         positions: output positions per image and layer.
         slack: where no penalty leaves just as many channels as asked, up to this share more may stay.
-        refine: steps on the way to the wanted width after each of which weights are refitted and the LASSO is set up anew.
+        refine: for the LASSO: steps on the way to the wanted width after each of which weights are refitted and the LASSO is set up anew.
         ridge: pulls refitted weights towards what they were, as a share of the mean variance of the inputs; for few images.
         seed: of the positions, and of select="random".
         memory: bytes that the moments of one group's readers may take; larger ones are skipped.
@@ -106,94 +118,80 @@ def channel_prune(
         A GraphModule like that of ``fxprune.apply``; ``fxprune.plan_of`` tells what went, ``reconstruct.report_of`` how large the errors are.
 
     Raises:
-        BudgetError: none or several of ratio, ratios, plan; a share that makes no sense; a budget; another layout; an unknown ``select``.
+        BudgetError: none or several of ratio, ratios, budget, plan; a share or budget that makes no sense; an unknown ``layout`` or ``select``.
+        PlanMismatchError: a plan for another model.
         KeepError: a name that matches nothing.
         NothingToPruneError: there is no group to choose among.
         InputError: a loader that is empty, cannot be gone through twice, or does not fit the model.
         CaptureError: the model cannot be traced.
         VerificationError: the result is not what was fitted.
     """
-    _check(ratio, ratios, budget, plan, layout, slack, refine, ridge)
-    calibration = Calibration(loader, images, positions, seed)
-    subject = _settled(study(model, first(loader) if example_inputs is None else example_inputs, keep))
-    graph = subject.graph
-    captured = graph.program.captured
+    check(ratio, ratios, budget, plan, layout, slack, refine, ridge)
+    branches = shares(branches, ratio, layout)
+    calibration = Calibration(loader, images, positions, seed, device_of(model))
+    subject = _settled(study(model, first(calibration) if example_inputs is None else example_inputs, keep))
+    captured = subject.graph.program.captured
     original = Program.of(captured.graph, captured.root)
+    if plan is not None and plan.layout == "selection":
+        graph, _ = removed_by(_cut(subject, None, frozenset()), plan, given=True)
+        subject = replace(subject, graph=graph, layout="selection")
+    elif branches:
+        subject = _opened(subject, original, whole(subject.graph, ratios, plan))
+    graph = subject.graph
     found, skipped = targets(graph, original, readers(original), subject.inputs)
     found, skipped = _within(found, skipped, memory)
     if plan is not None:
         chosen, reasons = by_plan(found, skipped, removed_channels(graph, plan))
+    elif budget is not None:
+        chosen, reasons = by_budget(graph, found, skipped, budget)
+        slack = 0.0
     else:
         chosen, reasons = by_name(found, skipped, ratios) if ratios is not None else by_ratio(found, skipped, ratio or 0.0)
+    if branches:
+        chosen += by_branch(found, branches)
+        place = {target.name: number for number, target in enumerate(found)}
+        chosen.sort(key=lambda pair: place[pair[0].name])
     chosen = [(target, count) for target, count in chosen if count < len(target.group)]
     if not chosen and (plan is None or not plan.empty) and (ratio is None or ratio > 0):
         told = "; ".join(f"{name}: {why}" for name, why in reasons[:3]) or nothing(graph)
-        if any(not target.stream for target in found):
+        if any(not target.stream and not (target.branch and not branches) for target in found):
             told = "What was asked takes no whole channel of any layer."
         raise NothingToPruneError(f"there is nothing that reconstruction could remove. {told}", got=ratio)
     state = _state(graph, original, chosen)
     state.cache = Cache(calibration) if cache and chosen else None
-    settings = Settings(calibration, refit, slack, refine, ridge, _values([t for t, _ in chosen], select, seed))
+    settings = Settings(calibration, refit, slack, refine, ridge, *_chooser([t for t, _ in chosen], select, seed))
     with telling(len(chosen), progress) as tell:
         layers = walk(state, chosen, settings, tell)
     how = select if isinstance(select, str) else getattr(select, "__name__", "score")
     how = f"{how} + refit" if refit else how
-    slim = _emitted(model, subject, state, how, ratio, verify=verify)
+    layout = "selection" if any(target.branch for target, _ in chosen) else "coupled"
+    slim = _emitted(model, replace(subject, layout=layout), state, how, ratio, verify=verify)
     report.attach(slim, report.Report(tuple(layers), tuple(reasons), how))
     return slim
 
 
-def _check(
-    ratio: float | None,
-    ratios: Mapping[str, float] | None,
-    budget: Any,
-    plan: Plan | None,
-    layout: str,
-    slack: float,
-    refine: int,
-    ridge: float,
-) -> None:
-    if budget is not None and plan is None:
-        raise BudgetError(
-            "budget= alone says no widths: make a plan for it, fxprune.plan(graph, budget=...), and give that as plan=; its widths are used.",
-            got=budget,
-        )
-    if layout != "coupled":
-        raise BudgetError(
-            f"layout must be 'coupled', got {layout!r}: reconstruction chooses channels of whole streams, not what each reader selects.",
-            expected="coupled",
-            got=layout,
-        )
-    given = [name for name, value in (("ratio", ratio), ("ratios", ratios), ("plan", plan)) if value is not None]
-    if len(given) != 1:
-        raise BudgetError(
-            f"give one of ratio= (the share of channels that goes), ratios= (by layer) and plan= (its widths), got {' and '.join(given) or 'none'}.",
-            expected="one",
-            got=tuple(given),
-        )
-    if plan is not None and not isinstance(plan, Plan):
-        raise BudgetError(f"plan must be a fxprune.Plan, got {type(plan).__name__}.", got=type(plan).__name__)
-    if plan is not None and plan.layout != "coupled":
-        raise BudgetError(
-            f"this plan has layout={plan.layout!r}; reconstruction takes widths of coupled plans. Make it with layout='coupled'.",
-            expected="coupled",
-            got=plan.layout,
-        )
-    numbers: dict[str, Any] = {"slack": slack, "ridge": ridge}
-    for name, value in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
-            raise BudgetError(f"{name} must be a number from 0 on, got {value!r}.", got=value)
-    steps: Any = refine
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
-        raise BudgetError(f"refine must be a whole number from 0 on, got {refine!r}.", got=refine)
+def _opened(subject: Subject, original: Program, whole: Callable[[Ids], bool]) -> Subject:
+    """Clause 2; the subject as it is where there are no branches, or where no program with selects can be made."""
+    firsts = first_of_branches(subject.graph, original, readers(original), whole)
+    if not firsts.paths:
+        return subject
+    try:
+        return _settled(replace(subject, graph=_cut(subject, firsts.gammas, firsts.weights), layout="selection"))
+    except RewriteError as error:
+        note = f"branches read whole streams: no select can stand in front of {firsts.paths[0]!r} and others ({str(error).splitlines()[0]})"
+        return replace(subject, graph=replace(subject.graph, notes=(*subject.graph.notes, note)))
 
 
-def first(loader: Iterable[Any]) -> Inputs | None:
+def _cut(subject: Subject, gammas: frozenset[str] | None, weights: frozenset[str]) -> ChannelGraph:
+    return settle(selected(subject.graph, gammas=gammas, weights=weights, required=False), subject.inputs)
+
+
+def first(calibration: Calibration) -> Inputs | None:
     """Some samples of the first batch; None if there is no batch."""
-    batch = next(iter(loader), None)
+    batch = next(iter(calibration.loader), None)
     if batch is None:
         return None
-    call = as_call(batch)
+    call = as_call(batch, calibration.device)
     count = leading(call)
     return call.map(lambda x: x[:SAMPLES] if x.dim() and len(x) == count else x)
 
@@ -215,6 +213,8 @@ def _settled(subject: Subject) -> Subject:
             removed[own[: min(len(own) // 2, len(group) - 1)]] = True
         for floor in graph.program.recorder.floors:
             removed[graph.closed.component[floor.ids]] = False
+        for cut in graph.selection.cuts if graph.selection is not None else ():
+            removed[graph.closed.component[cut.source]] = False
         return to_plan(graph, Solution(removed, 0.0, 0.0), "trial")
 
     if not subject.graph.groups:
@@ -245,17 +245,19 @@ def _state(graph: ChannelGraph, original: Program, chosen: Sequence[tuple[Target
     return State(graph, original, current, known, np.zeros(graph.closed.count, np.bool_))
 
 
-def _values(found: Sequence[Target], select: str | Score, seed: int) -> dict[str, Array]:
-    """The importance of every channel of every target; nothing if the LASSO chooses."""
-    if select == "lasso":
-        return {}
+def _chooser(found: Sequence[Target], select: str | Score, seed: int) -> tuple[dict[str, Array], str]:
+    """The importance of every channel of every target, or who chooses from moments."""
+    if isinstance(select, str) and select in ("lasso", "elimination"):
+        return {}, select
     if select == "random":
         draws = {t.name: np.random.default_rng([seed, zlib.crc32(t.name.encode())]) for t in found}
-        return {t.name: draws[t.name].random(len(t.group)) for t in found}
-    if isinstance(select, str) and select not in ("auto", "magnitude", "gamma", "gamma_sum", "gamma_max"):
-        raise BudgetError(f"select must be 'lasso', 'random', the name of a score or a callable, got {select!r}.", got=select)
+        return {t.name: draws[t.name].random(len(t.group)) for t in found}, ""
+    if isinstance(select, str) and select.partition(":")[0] not in ("auto", *NAMED):
+        raise BudgetError(
+            f"select must be 'lasso', 'elimination', 'random', the name of a score or a callable, got {select!r}.", got=select
+        )
     scored = score_groups([t.group for t in found], select)
-    return {t.name: values.numpy() for t, values in zip(found, scored.values, strict=True)}
+    return {t.name: values.numpy() for t, values in zip(found, scored.values, strict=True)}, ""
 
 
 def _emitted(model: nn.Module, subject: Subject, state: State, how: str, ratio: float | None, *, verify: bool) -> fx.GraphModule:
@@ -263,7 +265,7 @@ def _emitted(model: nn.Module, subject: Subject, state: State, how: str, ratio: 
     graph = subject.graph
     achieved = _share(graph, state.gone)
     asked = achieved if ratio is None else ratio
-    decided = to_plan(graph, Solution(state.gone, asked, achieved), how)
+    decided = to_plan(graph, Solution(state.gone, asked, achieved), how, subject.layout)
     subject, final, emitted = emit_settled(subject, lambda _: decided, pin=False)
     slim = cast("fx.GraphModule", emitted)
     attach(slim, extended(model, subject.graph, subject.inputs, final, subject.entered))

@@ -24,7 +24,7 @@ from fxprune.errors import CaptureError, InputError, NothingToPruneError, PlanMi
 from fxprune.pipeline import study
 from fxprune.plan import Plan
 from fxprune.reconstruct import report
-from fxprune.reconstruct.gather import Cache, Calibration, Site, gather
+from fxprune.reconstruct.gather import Cache, Calibration, Site, device_of, gather
 from fxprune.reconstruct.moments import Moments, size
 from fxprune.reconstruct.numbers import Array, Mask
 from fxprune.reconstruct.program import Program
@@ -33,7 +33,7 @@ from fxprune.reconstruct.readers import Reader, ancestors, readers
 from fxprune.reconstruct.refit import refit
 from fxprune.reconstruct.walk import relative, write
 from fxprune.record import entered_by, record_of
-from fxprune.solve.plans import removed_channels
+from fxprune.solve.plans import removed_by
 
 
 def repair(
@@ -69,7 +69,7 @@ def repair(
         A GraphModule with the slim network's structure, plan, names and mode; ``reconstruct.report_of`` tells the errors before and after.
 
     Raises:
-        PlanMismatchError: ``slim`` carries no plan, one of another model, or one of the selection layout.
+        PlanMismatchError: ``slim`` carries no plan, or one of another model.
         CaptureError: one of the two is no traced program.
         InputError: a loader that is empty, cannot be gone through twice, or does not fit; networks on different devices.
         NothingToPruneError: no layer that could be refitted lost inputs.
@@ -81,19 +81,13 @@ def repair(
         )
     if not isinstance(slim, fx.GraphModule):
         raise CaptureError("an eager slim module has no program that could be run layer by layer.", got=type(slim).__name__)
-    if record.plan.layout != "coupled":
-        raise PlanMismatchError(
-            f"this network was slimmed with layout={record.plan.layout!r}; repair takes networks of the coupled layout.",
-            expected="coupled",
-            got=record.plan.layout,
-        )
-    calibration = Calibration(loader, images, positions, seed)
-    example = first(loader) if example_inputs is None else example_inputs
-    subject = study(model, example, (), entered_by(slim))
+    calibration = Calibration(loader, images, positions, seed, device_of(model))
+    example = first(calibration) if example_inputs is None else example_inputs
+    subject = study(model, example, (), entered_by(slim), layout=record.plan.layout, given_plan=True)
     captured = subject.graph.program.captured
     if isinstance(captured, EagerCaptured):
         raise CaptureError("the original runs as an eager module only; repair needs a program.", got="eager")
-    removed_channels(subject.graph, record.plan)  # raises where the plan is for another model
+    removed_by(subject.graph, record.plan, given=True)  # raises where the plan is for another model
     _same_device(model, slim)
     new = copy.deepcopy(slim)
     original, current = Program.of(captured.graph, captured.root), Program.of(new.graph, new)

@@ -37,6 +37,7 @@ class Problem:
         alive: ``(blocks, columns)``: columns that are not gone yet.
         rows: ``(blocks, rows)``: outputs that are not gone yet.
         intercept: it takes one.
+        worth: ``(blocks, rows)``: what the squared error of an output counts. 1 for the LASSO, as in the paper.
     """
 
     normal: Normal
@@ -45,6 +46,7 @@ class Problem:
     alive: Mask
     rows: Mask
     intercept: bool
+    worth: Array
 
     def gram(self, channels: int) -> tuple[Array, Array]:
         """Clauses 1 and 2: ``G (channels, channels)`` and ``h (channels,)``."""
@@ -60,9 +62,10 @@ class Problem:
             missing = xy[block][np.ix_(own, out)]
             if len(other):
                 missing = missing - xx[block][np.ix_(own, other)] @ weight[:, other].T
-            mixed = xx[block][np.ix_(own, own)] * (weight[:, own].T @ weight[:, own])
+            worth = self.worth[block][self.rows[block]]
+            mixed = xx[block][np.ix_(own, own)] * ((weight[:, own].T * worth) @ weight[:, own])
             whole += fold @ (fold @ mixed).T
-            cross += fold @ (missing * weight[:, own].T).sum(1)
+            cross += fold @ (missing * weight[:, own].T) @ worth
         return whole, cross
 
     def without(self, kept: Ids) -> Mask:
@@ -97,7 +100,7 @@ def _refitted(problem: Problem, left: Ids, ridge: float) -> Problem:
     """Clause 4."""
     alive = problem.without(left)
     weight, _ = refit(problem.normal, problem.weight, alive, intercept=problem.intercept, ridge=ridge)
-    return Problem(problem.normal, weight, problem.channel, alive, problem.rows, problem.intercept)
+    return Problem(problem.normal, weight, problem.channel, alive, problem.rows, problem.intercept, problem.worth)
 
 
 def by_order(values: Array, count: int, cells: Sequence[Ids] = ()) -> Ids:

@@ -5,8 +5,8 @@
    nobody. That this is so is seen on a float64 run: with the columns of half of its channels zero, what produces these channels is
    replaced by large random numbers, and no output may move. So channels that a norm, a softmax or a product mixes with others are no
    target, whatever the operator is called.
-2. A group in which several producers meet in a sum is a *stream*. Its readers could each drop their own channels if the layout had
-   selections; in the coupled layout all drop the same. It is a target only if it is asked for by name.
+2. A group in which several producers meet in a sum is a *stream*. It is a target, of which all readers drop the same channels, only if it is
+   asked for by name. What a convolution selects of a stream (branches.py) is a *branch*, a target of its own.
 3. Channels under a balance go in step with their siblings. Cells must lie within the group.
 4. ``generations``: readers of one target that depend on each other (a dense network's) are refitted one after another, the others
    together.
@@ -19,22 +19,22 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, fx
+from torch import Tensor, nn
 
 from fxprune.capture.inputs import Inputs
 from fxprune.graph.channels import ChannelGraph, ChannelGroup
 from fxprune.precision import doubled
-from fxprune.provenance.factor import Value
+from fxprune.reconstruct.branches import stream_channels
 from fxprune.reconstruct.numbers import Ids, Mask
 from fxprune.reconstruct.program import Program
-from fxprune.reconstruct.readers import Reader, ancestors, sums
+from fxprune.reconstruct.readers import Reader, ancestors
 from fxprune.sparse.neurons import apart, write_atoms
 
 LOUD = 1e3
 SAME = 1e-12
 STREAM = (
-    "it is a sum of several layers (a residual stream), of which every reader would keep its own part: that would take "
-    "the selection layout, and reconstruction works in the coupled one. Named in ratios=, it loses the same channels for all its readers"
+    "it is a sum of several layers (a residual stream) and stays whole; with layout='selection' the first convolutions of its branches read "
+    "a part of it each. Named in ratios=, it loses the same channels for all its readers"
 )
 MIXED = "something other than convolutions and linear layers hears its channels (a norm over channels, a softmax, a product)"
 
@@ -57,6 +57,7 @@ class Target:
         readings: who reads them, in the program's order.
         cells: channels that go in step, as positions in the group; () if all are free of each other.
         stream: clause 2.
+        branch: clause 2.
         least: how many stay at least.
     """
 
@@ -65,10 +66,13 @@ class Target:
     readings: tuple[Reading, ...]
     cells: tuple[Ids, ...]
     stream: bool
+    branch: bool
     least: int
 
     @property
     def name(self) -> str:
+        if self.branch:
+            return f"stream -> {self.readings[0].reader.path}"
         return self.producers[0] if self.producers else self.group.name
 
     def called(self, name: str) -> bool:
@@ -89,18 +93,18 @@ def targets(
     graph: ChannelGraph, program: Program, known: Mapping[str, Reader | str], inputs: Inputs
 ) -> tuple[list[Target], list[Skipped]]:
     """Clauses 1 to 3; targets in the order in which the program first reads them."""
-    streams = _streams(graph)
+    streams, branches = stream_channels(graph), _behind_selects(graph)
     found: list[Target] = []
     skipped: list[Skipped] = []
-    for index, group in enumerate(graph.groups):
+    for group in graph.groups:
         producers = producing(graph, group)
         reason = _refused(graph, group, known) or _unstepped(graph, group)
         if reason:
             skipped.append(Skipped(producers or (group.name,), len(group), reason))
             continue
         readings = tuple(sorted(_readings(group, known), key=lambda r: program.order[r.reader.calls[0].node]))
-        stream = index in streams and len(producers) > 1
-        found.append(Target(group, producers, readings, _cells(graph, group), stream, _least(graph, group)))
+        stream, branch = bool(streams[group.channels].any()) and len(producers) > 1, bool(branches[group.channels].all())
+        found.append(Target(group, producers, readings, _cells(graph, group), stream, branch, _least(graph, group)))
     loud = heard(program, found, inputs)
     skipped += [Skipped(t.producers or (t.group.name,), len(t.group), MIXED) for i, t in enumerate(found) if i in loud]
     quiet = [t for i, t in enumerate(found) if i not in loud]
@@ -186,18 +190,12 @@ def _readings(group: ChannelGroup, known: Mapping[str, Reader | str]) -> Iterabl
         yield Reading(reader, np.repeat(columns.reshape(reader.blocks, -1), reader.taps, axis=1))
 
 
-def _streams(graph: ChannelGraph) -> set[int]:
-    """Clause 2: groups of which both operands of a sum have channels."""
-    group_of = np.full(graph.closed.count, -1, np.int64)
-    for index, group in enumerate(graph.groups):
-        group_of[group.channels] = index
-
-    def groups(node: fx.Node) -> set[int]:
-        value = graph.nodes.get(node.name)
-        factors = value.factors if isinstance(value, Value) else ()
-        return {int(i) for ids in factors for i in np.unique(group_of[graph.closed.component[ids]])}
-
-    return {i for first, second in sums(graph.program.captured.graph) for i in groups(first) & groups(second)} - {-1}
+def _behind_selects(graph: ChannelGraph) -> Mask:
+    """Per coupled channel: a cut selects it."""
+    found = np.zeros(graph.closed.count, np.bool_)
+    for cut in graph.selection.cuts if graph.selection is not None else ():
+        found[graph.closed.component[cut.own]] = True
+    return found
 
 
 def generations(target: Target) -> list[list[Reading]]:
@@ -238,7 +236,10 @@ def heard(program: Program, found: Sequence[Target], inputs: Inputs) -> set[int]
 
 
 def _silence(program: Program, target: Target, noise: bool) -> None:
-    """The readers' columns of half of the channels become zero; with ``noise``, what produces these becomes large random numbers."""
+    """The readers' columns of half of the channels become zero; with ``noise``, what produces these becomes large random numbers.
+
+    Behind a select that is a batch norm's scale and shift.
+    """
     generator = torch.Generator().manual_seed(0)
     half = torch.randperm(len(target.group), generator=generator, device="cpu")[: max(1, len(target.group) // 2)].numpy()
     for member in target.group.members:
@@ -248,7 +249,7 @@ def _silence(program: Program, target: Target, noise: bool) -> None:
             continue
         if member.reads:
             write_atoms(tensor, member, atoms, torch.zeros_like)
-        elif noise and tensor.dim() > 1:
+        elif noise and (tensor.dim() > 1 or (target.branch and isinstance(tensor, nn.Parameter))):
             write_atoms(
                 tensor,
                 member,

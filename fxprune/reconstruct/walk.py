@@ -20,11 +20,12 @@ import numpy as np
 import torch
 
 from fxprune.graph.channels import ChannelGraph
+from fxprune.reconstruct.elimination import by_elimination
 from fxprune.reconstruct.gather import Cache, Calibration, Site, gather
 from fxprune.reconstruct.moments import Moments, Normal
 from fxprune.reconstruct.numbers import Array, Mask
 from fxprune.reconstruct.program import Program
-from fxprune.reconstruct.readers import Reader
+from fxprune.reconstruct.readers import Reader, affine
 from fxprune.reconstruct.refit import refit
 from fxprune.reconstruct.report import Layer
 from fxprune.reconstruct.select import Problem, by_lasso, by_order
@@ -35,7 +36,12 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How layers are treated. ``values``: per target name the importance of every channel; empty if the LASSO chooses."""
+    """How layers are treated.
+
+    Attributes:
+        values: per target name the importance of every channel, where a score chooses.
+        select: "lasso", "elimination", or "" for ``values``.
+    """
 
     images: Calibration
     refit: bool
@@ -43,6 +49,7 @@ class Settings:
     refine: int
     ridge: float
     values: Mapping[str, Array]
+    select: str
 
 
 @dataclass(slots=True)
@@ -68,13 +75,23 @@ class State:
         rows = np.arange(reading.reader.module.weight.shape[0])
         return Site(reading.reader, self.readers[reading.reader.weight], rows)
 
-    def problem(self, reading: Reading, normal: Normal) -> Problem:
-        """What is known of a reader (clause 4)."""
+    def problem(self, reading: Reading, normal: Normal, weighted: bool) -> Problem:
+        """What is known of a reader (clause 4); ``weighted``: an error counts as it arrives behind the batch norm."""
         reader = self.readers[reading.reader.weight]
         weight = reader.module.weight
         columns = alive_columns(reader, self.atoms(reader.weight, 1, reader.blocks * weight.shape[1]))
         rows = ~self.atoms(reader.weight, 0, weight.shape[0]).reshape(reader.blocks, -1)
-        return Problem(normal, reader.matrix(weight), reading.channel, columns, rows, bool(reader.bias))
+        counts = worth(reader) if weighted else np.ones(rows.shape)
+        return Problem(normal, reader.matrix(weight), reading.channel, columns, rows, bool(reader.bias), counts)
+
+
+def worth(reader: Reader) -> Array:
+    """Squares of what a batch norm multiplies the outputs by, ``(blocks, rows)``: 1 where none follows, or one that silences all."""
+    found = [affine(call.norm) for call in reader.calls]
+    squares = np.mean([np.square(own[0]) for own in found if own is not None], axis=0) if None not in found else np.zeros(0)
+    if not squares.any():
+        squares = np.ones(reader.module.weight.shape[0])
+    return np.asarray(squares, np.float64).reshape(reader.blocks, -1)
 
 
 def walk(state: State, chosen: Sequence[tuple[Target, int]], settings: Settings, tell: Tell) -> list[Layer]:
@@ -88,14 +105,16 @@ def walk(state: State, chosen: Sequence[tuple[Target, int]], settings: Settings,
 
 def _treat(state: State, target: Target, count: int, settings: Settings) -> list[Layer]:
     begin = time.process_time()
-    lasso = not settings.values
     parts = generations(target)
     seen: dict[str, Moments] = {}
-    if lasso or settings.refit:
-        _look(state, target.readings if lasso else parts[0], settings, seen)
+    if settings.select or settings.refit:
+        _look(state, target.readings if settings.select else parts[0], settings, seen)
     penalty = 0.0
-    if lasso:
-        problems = [state.problem(r, seen[r.reader.weight].normal()) for r in target.readings]
+    weighted = settings.select == "elimination"
+    problems = [state.problem(r, seen[r.reader.weight].normal(), weighted) for r in target.readings] if settings.select else []
+    if weighted:
+        kept = by_elimination(problems, len(target.group), count, target.cells, settings.ridge)
+    elif settings.select:
         kept, penalty = by_lasso(
             problems, len(target.group), count, target.cells, settings.slack, settings.refine, settings.ridge
         )

@@ -3,20 +3,31 @@
 1. ``ratio`` is the share of every target's channels that goes; streams (targets.py, clause 2) and what is no target keep theirs, with the reason.
 2. ``ratios`` names layers, by globs, and the share of each one's output channels that goes. A name without wildcards has to be a target's.
 3. A plan gives the number that stays in each group; which ones is chosen anew. What it takes from groups that are no targets stays.
-4. At least one channel stays, and what the program demands.
+4. ``branches`` is the share of its inputs that the first convolution of a branch (branches.py) does not read, or such shares by globs; the
+   others read all. Where nothing is said it is ``ratio``.
+5. A budget is met by the widths that ``fxprune.plan`` would give to the targets that are neither streams nor branches.
+6. At least one channel stays, and what the program demands.
 """
 
 from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
+import numpy as np
+
 from fxprune.errors import BudgetError, KeepError
-from fxprune.reconstruct.numbers import Mask
-from fxprune.reconstruct.targets import STREAM, Skipped, Target
+from fxprune.graph.channels import ChannelGraph
+from fxprune.plan import Plan
+from fxprune.reconstruct.numbers import Ids, Mask
+from fxprune.reconstruct.targets import STREAM, Skipped, Target, producing
+from fxprune.score.scores import score
+from fxprune.solve.budget import Budget
+from fxprune.solve.budgeted import solve_budget
+from fxprune.solve.plans import removed_channels
 from fxprune.solve.ratio import check_ratio
 
 Chosen = list[tuple[Target, int]]
@@ -24,7 +35,7 @@ Reasons = list[tuple[str, str]]
 
 
 def staying(target: Target, ratio: float) -> int:
-    """Clause 4."""
+    """Clause 6."""
     count = len(target.group)
     return min(count, max(1, target.least, count - math.floor(ratio * count + 0.5)))
 
@@ -36,7 +47,7 @@ def by_ratio(found: Sequence[Target], skipped: Sequence[Skipped], ratio: float) 
         BudgetError: a ratio outside [0, 1).
     """
     ratio = check_ratio(ratio)
-    chosen = [(target, staying(target, ratio)) for target in found if not target.stream]
+    chosen = [(target, staying(target, ratio)) for target in found if not target.stream and not target.branch]
     reasons = [(target.name, STREAM) for target in found if target.stream]
     return chosen, [*reasons, *((one.names[0], one.reason) for one in skipped)]
 
@@ -82,6 +93,60 @@ def by_name(found: Sequence[Target], skipped: Sequence[Skipped], ratios: Mapping
                     got=share,
                 )
     return [(found[i], staying(found[i], shares[i][1])) for i in sorted(shares)], reasons
+
+
+def by_budget(graph: ChannelGraph, found: Sequence[Target], skipped: Sequence[Skipped], budget: Budget) -> tuple[Chosen, Reasons]:
+    """Clause 5.
+
+    Raises:
+        BudgetError: it cannot be met.
+    """
+    mine = [target for target in found if not target.stream and not target.branch]
+    free = np.zeros(graph.closed.count, np.bool_)
+    for target in mine:
+        free[target.group.channels] = True
+    others = [group.channels[~free[group.channels]] for group in graph.groups]
+    among = graph.bar(np.concatenate([np.zeros(0, np.int64), *others]), "", "reconstruction leaves it as it is")
+    chosen, reasons = by_plan(mine, skipped, solve_budget(among, score(among.groups), budget).removed)
+    return chosen, [*((target.name, STREAM) for target in found if target.stream), *reasons]
+
+
+def whole(graph: ChannelGraph, ratios: Mapping[str, float] | None, plan: Plan | None) -> Callable[[Ids], bool]:
+    """Tells of coupled channels whether they go for all readers: their layers are named (clause 2), or a plan removes some (clause 3)."""
+    named = np.zeros(graph.closed.count, np.bool_)
+    for group in graph.groups:
+        producers = producing(graph, group)
+        if ratios and any(_matches(pattern, producers) for pattern in ratios):
+            named[group.channels] = True
+    if plan is not None:
+        named |= removed_channels(graph, plan)
+    return lambda channels: bool(named[channels].any())
+
+
+def by_branch(found: Sequence[Target], branches: float | Mapping[str, float]) -> Chosen:
+    """Clause 4.
+
+    Raises:
+        BudgetError: a share outside [0, 1).
+        KeepError: a name that matches no first convolution of a branch.
+    """
+    firsts = {target.readings[0].reader.path: target for target in found if target.branch}
+    if not isinstance(branches, Mapping):
+        share = check_ratio(branches)
+        return [(target, staying(target, share)) for target in firsts.values()]
+    chosen: dict[str, tuple[Target, int]] = {}
+    for pattern, asked in branches.items():
+        share = check_ratio(asked)
+        hits = [path for path in firsts if fnmatch.fnmatchcase(path, str(pattern).removesuffix(".weight"))]
+        if not hits:
+            near = get_close_matches(str(pattern), firsts, 3) or list(firsts)[:3]
+            raise KeepError(
+                f"branches names {pattern!r}, and no convolution that reads a residual stream is called that. There are "
+                f"{', '.join(map(repr, near)) or 'none'}.",
+                got=pattern,
+            )
+        chosen |= {path: (firsts[path], staying(firsts[path], share)) for path in hits}
+    return list(chosen.values())
 
 
 def _matches(pattern: str, names: Sequence[str]) -> bool:

@@ -1,6 +1,6 @@
-"""Selects in front of batch norms that read fewer channels than arrive.
+"""Selects in front of batch norms, and of convolutions, that read fewer channels than arrive.
 
-1. At a cut (provenance/cuts.py) the channels that arrive are mapped to those that the batch norm keeps, position by position; where an atom
+1. At a cut (provenance/cuts.py) the channels that arrive are mapped to those that the layer keeps, position by position; where an atom
    arrives several times, its k-th position in the original is its k-th in the slim program; what arrives without an atom takes what is left.
 2. If that is the identity nothing is inserted; if it is a range of neighbours, a slice ``x[:, a:b]``; otherwise ``index_select`` with a
    buffer of positions. The buffer is not in the state dict: the plan knows it.
@@ -35,7 +35,7 @@ def cuts_of(graph: ChannelGraph) -> dict[str, tuple[Cut, bool]]:
 
 
 def selecting(state: Pass, cut: Cut, open_: bool, copy: fx.Node, env: dict[fx.Node, Any]) -> MutableMapping[fx.Node, Any]:
-    """Insert a select before the copy of a batch norm's node, if it needs one; what that node then sees of the values before it.
+    """Insert a select before the copy of a cut layer's node, if it needs one; what that node then sees of the values before it.
 
     Behind a cut that does not select (``open_`` is false) channels stand as they arrive.
     """
@@ -44,7 +44,7 @@ def selecting(state: Pass, cut: Cut, open_: bool, copy: fx.Node, env: dict[fx.No
     x: Tensor = env[given]
     places = _positions(state, cut, x)
     if open_:
-        wanted = state.arrival.order[state.by_name[cut.gamma][0]]
+        wanted = state.arrival.order[next(axis for axis in state.by_name[cut.gamma] if axis.dim == cut.dim)]
     else:
         there = np.flatnonzero(places >= 0)
         wanted = there[np.argsort(places[there])]

@@ -102,7 +102,7 @@ def _orders(graph: ChannelGraph, selection: Selection, removed: Mask) -> Iterato
 
 
 def _left(cut: Cut, component: Ids, removed: Mask) -> set[int]:
-    """The positions that a batch norm keeps."""
+    """The positions that a cut layer keeps."""
     return set(np.flatnonzero(~removed[component[cut.own]]).tolist())
 
 
@@ -113,8 +113,8 @@ def _beside(wanted: set[int], order: Sequence[int]) -> bool:
 
 
 def _copied(graph: ChannelGraph, cut: Cut, removed: Mask) -> int:
-    """How many numbers a gather in front of a batch norm would copy."""
-    value = graph.nodes[cut.node]
+    """How many numbers a gather in front of a cut layer would copy."""
+    value = graph.nodes[cut.given]
     left = int((~removed[graph.closed.component[cut.own]]).sum())
     return left * (prod(value.shape[2:]) if isinstance(value, Value) else 1)
 

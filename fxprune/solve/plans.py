@@ -43,7 +43,9 @@ def _silent(graph: ChannelGraph, channels: tuple[int, ...]) -> dict[str, dict[in
 
 
 def removed_by(graph: ChannelGraph, plan: Plan, *, given: bool = False) -> tuple[ChannelGraph, Mask]:
-    """What a plan removes from a graph, and that graph. A given plan of the selection layout may need its exclusive cuts open.
+    """What a plan removes from a graph, and that graph.
+
+    A given plan of the selection layout may need its exclusive cuts open, and convolutions cut that read less than arrives.
 
     Raises:
         PlanMismatchError: as ``removed_channels``.
@@ -51,10 +53,34 @@ def removed_by(graph: ChannelGraph, plan: Plan, *, given: bool = False) -> tuple
     try:
         return graph, removed_channels(graph, plan)
     except PlanMismatchError:
-        if not given or graph.selection is None or not graph.selection.closed:
+        if not given or graph.selection is None:
             raise
-        opened = selected(graph, merge=False)
+        opened = selected(graph, merge=False, required=False)
+        weights = _narrower(opened, plan)
+        if weights:
+            opened = selected(graph, merge=False, weights=weights)
         return opened, removed_channels(opened, plan)
+
+
+def _narrower(graph: ChannelGraph, plan: Plan) -> frozenset[str]:
+    """Weights of convolutions whose columns a plan removes while what they are coupled with stays, or the other way round."""
+    component = graph.closed.component
+    seen = np.zeros((2, graph.closed.count), np.bool_)
+    for axis in graph.axes:
+        live = np.zeros(axis.size, np.bool_)
+        rows = plan.kept.get(axis.name, {}).get(axis.dim, range(axis.size))
+        live[[row for row in rows if row < axis.size]] = True
+        own = component[axis.start : axis.start + axis.size]
+        seen[0, own[~live]] = seen[1, own[live]] = True
+    torn: Mask = seen[0] & seen[1]
+    return frozenset(
+        axis.name
+        for axis, reads in zip(graph.axes, graph.reading, strict=True)
+        if reads
+        and axis.dim == 1
+        and graph.tensors[axis.name].dim() > 2
+        and torn[component[axis.start : axis.start + axis.size]].any()
+    )
 
 
 def removed_channels(graph: ChannelGraph, plan: Plan) -> Mask:
@@ -111,7 +137,7 @@ def removed_channels(graph: ChannelGraph, plan: Plan) -> Mask:
         if len(lost):
             label = ", ".join(graph.axes_of(lost[:1].tolist())[:3])
             raise PlanMismatchError(
-                f"the plan removes a channel that a batch norm reads and keeps: {label}. It was made for another model.",
+                f"the plan removes a channel that a layer behind a select keeps: {label}. It was made for another model.",
                 node=cut.node,
                 got=label,
             )

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import fxprune
 from fxprune import reconstruct
@@ -29,7 +30,7 @@ def apart(a: Tensor, b: Tensor) -> float:
     return float((a - b).abs().max() / a.abs().max())
 
 
-@pytest.mark.parametrize("select", ["lasso", "magnitude"])
+@pytest.mark.parametrize("select", ["lasso", "elimination", "magnitude"])
 @pytest.mark.parametrize("name", NETS)
 def test_a_refit_brings_every_layer_nearer(name: str, select: str) -> None:
     model, images = ready(NETS[name]()), pictures()
@@ -184,12 +185,15 @@ def test_a_stream_is_skipped_unless_it_is_named() -> None:
     model, images = ready(Residual()), pictures()
     slim = reconstruct.channel_prune(model, images, ratio=0.5)
     assert slim.get_submodule("stem").out_channels == 8
-    assert "selection layout" in dict(reconstruct.report_of(slim).skipped)["stem"]
-    named = reconstruct.channel_prune(model, images, ratios={"a2": 0.5, "?1": 0.2})
+    assert "stays whole" in dict(reconstruct.report_of(slim).skipped)["stem"]
+    named = reconstruct.channel_prune(model, images, ratios={"a2": 0.5, "?1": 0.2}, layout="selection", branches=0.5)
+    assert fxprune.plan_of(named).layout == "coupled", "who reads a stream that is cut as a whole selects nothing of it"
     assert named.get_submodule("stem").out_channels == named.get_submodule("b2").out_channels == 4
 
 
-@pytest.mark.parametrize("how", [{}, {"select": "random"}, {"select": "magnitude", "refit": False}, {"refine": 2}])
+@pytest.mark.parametrize(
+    "how", [{}, {"select": "random"}, {"select": "magnitude", "refit": False}, {"refine": 2}, {"select": "elimination"}]
+)
 def test_the_same_call_gives_the_same_network(how: dict[str, Any]) -> None:
     model, images = ready(Residual()), pictures()
     one, other = (reconstruct.channel_prune(model, images, ratio=0.5, **how).state_dict() for _ in range(2))
@@ -258,7 +262,7 @@ def test_the_widths_of_a_plan_with_channels_chosen_anew() -> None:
     assert own.kept != plan.kept
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_other_dtypes_stay(dtype: torch.dtype) -> None:
     model = ready(Chain()).to(dtype)
     slim = reconstruct.channel_prune(model, [batch.to(dtype) for batch in pictures()], ratio=0.5)
@@ -304,3 +308,60 @@ def test_a_cache_changes_nothing_but_the_time(name: str) -> None:
     slim = fxprune.slim(model, 0.3, images[0][:2], score="random")
     plain, cached = (reconstruct.repair(model, slim, images, cache=cache) for cache in (False, True))
     assert all(torch.equal(value, cached.state_dict()[key]) for key, value in plain.state_dict().items())
+
+
+@pytest.mark.parametrize("select", ["lasso", "elimination", "random"])
+def test_one_channel_of_every_layer(select: str) -> None:
+    for make in (Chain, Residual):
+        model, images = ready(make()), pictures()
+        slim = reconstruct.channel_prune(model, images, ratio=0.99, select=select)
+        assert {layer.kept for layer in reconstruct.report_of(slim).layers} - {4} == {1}  # 4: one channel, flattened
+        assert outputs(slim, images).isfinite().all()
+
+
+@pytest.mark.parametrize("select", ["lasso", "elimination"])
+def test_channels_that_are_always_zero_go_first(select: str) -> None:
+    model, images = ready(Chain()), pictures()
+    with torch.no_grad():
+        model.bn1.weight[:7] = 0
+        model.bn1.bias[:7] = -1
+    slim = reconstruct.channel_prune(model, images, ratios={"conv1": 7 / 12}, select=select)
+    assert fxprune.plan_of(slim).kept["conv1.weight"][0] == tuple(range(7, 12))
+    assert apart(outputs(model, images), outputs(slim, images)) <= 1e-9
+    fewer = reconstruct.channel_prune(
+        model, images, ratios={"conv1": 0.25}, select=select
+    )  # some of the silent ones have to stay
+    assert set(range(7, 12)) < set(fxprune.plan_of(fewer).kept["conv1.weight"][0])
+    assert apart(outputs(model, images), outputs(fewer, images)) <= 1e-9
+
+
+def test_an_error_counts_as_it_arrives_behind_the_norm() -> None:
+    """What feeds only outputs that the norm all but silences goes, though in front of the norm it weighs most."""
+    model, images = ready(Chain()), pictures()
+    with torch.no_grad():
+        model.bn2.weight[:5] = 1e-6
+        model.conv2.weight[5:, :6] = 0
+        model.conv2.weight[:5, :6] *= 100
+    slim = reconstruct.channel_prune(model, images, ratios={"conv1": 0.5}, select="elimination")
+    assert fxprune.plan_of(slim).kept["conv1.weight"][0] == tuple(range(6, 12))
+    with torch.no_grad():  # a norm that silences everything says nothing about which channels matter
+        model.bn2.weight.zero_()
+    again = reconstruct.channel_prune(model, images, ratios={"conv1": 0.5}, select="elimination")
+    assert again.get_submodule("conv1").out_channels == 6
+
+
+def counted(model: nn.Module, x: Tensor) -> dict[str, float]:
+    with FlopCounterMode(display=False) as flops, torch.no_grad():
+        model.eval()(x)
+    return {"macs": flops.get_total_flops() / 2, "params": sum(p.numel() for p in model.parameters())}
+
+
+@pytest.mark.parametrize("bound", [{"macs": 0.5}, {"params": 0.4}])
+def test_a_budget_is_met(bound: dict[str, float]) -> None:
+    model, images = ready(Residual()), pictures()
+    slim = reconstruct.channel_prune(model, images, budget=fxprune.Budget(**bound))
+    before, after = counted(model, images[0]), counted(slim, images[0])
+    for kind, share in bound.items():
+        assert 0.9 * share * before[kind] < after[kind] <= share * before[kind]
+    assert slim.get_submodule("stem").out_channels == 8
+    assert fxprune.plan_of(slim).score == "lasso + refit"

@@ -107,7 +107,8 @@ def test_the_gram_matrix_of_channels_is_that_of_their_contributions(intercept: b
     alive[1, 6:9] = False
     outputs = np.ones((2, 3), bool)
     outputs[0, 1] = False
-    gram, cross = Problem(moments(x, y).normal(), weight, channel, alive, outputs, intercept).gram(4)
+    worth = random.uniform(0.1, 3, size=(2, 3))
+    gram, cross = Problem(moments(x, y).normal(), weight, channel, alive, outputs, intercept, worth).gram(4)
     parts = [np.zeros((len(x), 2, 3)) for _ in range(4)]
     missing = y.copy()
     for block in range(2):
@@ -118,8 +119,8 @@ def test_the_gram_matrix_of_channels_is_that_of_their_contributions(intercept: b
                     parts[channel[block, column]][:, block] += given
                 else:
                     missing[:, block] -= given
-    z = np.stack([part[:, outputs] for part in parts])
-    target = missing[:, outputs]
+    z = np.stack([(part * np.sqrt(worth))[:, outputs] for part in parts])
+    target = (missing * np.sqrt(worth))[:, outputs]
     if intercept:
         z, target = z - z.mean(1, keepdims=True), target - target.mean(0)
     assert np.allclose(gram, np.einsum("inr,jnr->ij", z, z) / len(x), atol=1e-9 * np.abs(gram).max())

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fxprune
-from fxprune import reconstruct, zoo
+from fxprune import reconstruct
 from tests.unit.reconstruct.nets import Chain, Residual, conv, outputs, pictures, ready
 
 
@@ -22,7 +22,17 @@ from tests.unit.reconstruct.nets import Chain, Residual, conv, outputs, pictures
         ({"ratio": 40}, fxprune.BudgetError, r"Did you mean 0\.40"),
         ({"ratio": float("nan")}, fxprune.BudgetError, "got nan"),
         ({"budget": object()}, fxprune.BudgetError, "plan="),
-        ({"ratio": 0.5, "layout": "selection"}, fxprune.BudgetError, "coupled"),
+        ({"ratio": 0.5, "layout": "auto"}, fxprune.BudgetError, "'coupled' or 'selection'"),
+        ({"ratio": 0.5, "branches": 0.5}, fxprune.BudgetError, "takes selects"),
+        (
+            {"ratio": 0.5, "layout": "selection", "branches": {"conv2": 0.5}},
+            fxprune.KeepError,
+            "no convolution that reads a residual stream",
+        ),
+        ({"ratio": 0.5, "layout": "selection", "branches": 50}, fxprune.BudgetError, r"\[0, 1\)"),
+        ({"budget": fxprune.Budget(latency="1ms")}, fxprune.BudgetError, "For a latency"),
+        ({"ratio": 0.5, "budget": fxprune.Budget(macs=0.5)}, fxprune.BudgetError, "ratio and budget"),
+        ({"budget": fxprune.Budget(macs=1e-6)}, fxprune.BudgetError, "macs"),
         ({"ratios": {}}, fxprune.BudgetError, "must name layers"),
         ({"ratios": {"conv1": 1.5}}, fxprune.BudgetError, r"\[0, 1\)"),
         ({"ratios": {"convv1": 0.5}}, fxprune.KeepError, "'conv1'"),
@@ -172,14 +182,12 @@ def test_a_module_without_a_report() -> None:
         reconstruct.report_of(ready(Chain()))
 
 
-def test_plans_and_networks_of_the_selection_layout_are_refused() -> None:
-    torch.manual_seed(0)
-    model, images = zoo.preresnet(20).eval(), [torch.randn(2, 3, 32, 32)]
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.0)
-    plan = fxprune.plan(fxprune.analyze(model, images[0]), 0.1, layout="selection")
-    with pytest.raises(fxprune.BudgetError, match="layout='selection'"):
-        reconstruct.channel_prune(model, images, plan=plan)
-    with pytest.raises(fxprune.PlanMismatchError, match="layout='selection'"):
-        reconstruct.repair(model, fxprune.apply(model, plan, images[0], verify=False), images)
+def test_numbers_that_are_not_finite_name_the_layer() -> None:
+    damaged = [*pictures(16), torch.full((2, 3, 8, 8), float("nan"), dtype=torch.float64)]
+    with pytest.raises(fxprune.InputError, match=r"'conv2'.*NaN"):
+        reconstruct.channel_prune(ready(Chain()), damaged, ratios={"conv1": 0.5})
+    model = ready(Chain()).half()
+    with torch.no_grad():
+        model.conv2.weight.mul_(6e4)
+    with pytest.raises(fxprune.InputError, match="float16"):
+        reconstruct.channel_prune(model, [batch.half() for batch in pictures(16)], ratios={"conv1": 0.5})

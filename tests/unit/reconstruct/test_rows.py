@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from fxprune.reconstruct.gather import Calibration, device_of
 from fxprune.reconstruct.rows import inputs_at, outputs_at, positions
 
 LAYERS = {
@@ -51,3 +52,16 @@ def test_positions_depend_on_the_seed_alone() -> None:
     one, other = (positions(layer, y, 4, torch.Generator().manual_seed(3)) for _ in range(2))
     assert torch.equal(one, other)
     assert not torch.equal(one, positions(layer, y, 4, torch.Generator().manual_seed(4)))
+
+
+def test_batches_are_moved_to_the_model() -> None:
+    batch = (torch.zeros(2, 3), torch.zeros(2))
+    there = torch.device("meta")
+    (call,) = Calibration([batch], device=there).calls()
+    assert call.args[0].device == there
+    assert next(Calibration([{"x": batch[0]}], device=there).calls()).kwargs["x"].device == there
+    model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 3))
+    assert device_of(model) == torch.device("cpu")
+    model[1].to("meta")
+    assert device_of(model) is None
+    assert next(Calibration([batch], device=device_of(model)).calls()).args[0] is batch[0]

@@ -1,7 +1,7 @@
 """torch-pruning at a given number of MACs.
 
 1. Its pruners rank globally; the ratio is bisected until the MACs come as close to the wanted share as its widths allow.
-2. ``bnscale`` is its Network Slimming (BNScalePruner, BNScaleImportance), ``groupnorm`` its general pruner (GroupNormPruner, GroupMagnitudeImportance;
+2. ``bnscale`` is its Network Slimming (BNScalePruner, BNScaleImportance), ``groupnorm`` its group norm (GroupNormPruner, GroupMagnitudeImportance;
    without its own sparse training this is what its MagnitudePruner removes).
 3. Called on a CIFAR ResNet as it is, 1.6 fails in the next forward: shortcuts that pad with zero channels make streams of three widths one group. So
    the layers that make the streams (``keep``) are on its list of ignored layers, as a user would find out.

@@ -8,31 +8,32 @@ Written by `python benchmarks/slimming_results.py report` from what `run` has st
     python benchmarks/slimming_results.py run --data DIR curve half # some studies
     python benchmarks/slimming_results.py report                    # this page
 
-Images are CIFAR-10 stored as JPEG, and MNIST. Accuracies on JPEG compare with each other and with the controls here, not with published ones. Every network is
-trained by the same loop: SGD, batches of 128 unless told, one cosine, shifted and mirrored images, the same images in the same order for all networks
-of a seed. A *control* is the whole network, trained as long without penalty. Accuracies are of 4,000 test images (MNIST: too), so one
-standard error is about 0.6 points at 85 %; differences between networks that saw the same images are less noisy than that. Behind means stand the least and the
-most of the seeds. These trainings are a few hundred steps long, where the paper has 60,000: they show orders and differences, not
+Images are CIFAR-10 stored as JPEG, and MNIST. Accuracies on JPEG compare with each other and with the controls here, not with published ones. Every
+network is trained by the same loop: SGD, batches of 128 unless told, one cosine, shifted and mirrored images, the same images in the same order for
+all networks of a seed. A *control* is the whole network, trained as long without penalty. Accuracies are of 4,000 test images (MNIST: all 10,000), so one
+standard error is about 0.6 points at 85 %; differences between networks that saw the same images are less noisy than that. Behind means stand the
+least and the most of the seeds. These trainings are a few hundred steps long, where the paper has 60,000: they show orders and differences, not
 what a network can reach.
 """
 
 NOTES = {
-    "curve": """The pretrained network is slimmed in one shot, without sparse training, and fine-tuned for 150 steps of 128 images. fxprune gets `Budget(macs=...)`;
-torch-pruning's ratio is bisected to the same MACs. *L1* is `l1:mean`. *Fisher, refit, distillation*: `score.fisher` and `reconstruct.repair` on
-640 training images, and half of the loss from the unpruned network (`train.distillation`). torch-pruning 1.6 fails on this network as it is (in
-the next forward: shortcuts padded with zero channels make its streams of three widths one group), so the layers that make the streams are on
-its list of ignored layers; fxprune may cut them, and rarely does.
+    "curve": """The pretrained network is slimmed in one shot, without sparse training, and fine-tuned for 150 steps of 128
+images. fxprune gets `Budget(macs=...)`; torch-pruning's ratio is bisected to the same MACs. *L1* is `l1:mean`. *Fisher, refit,
+distillation*: `score.fisher` and `reconstruct.repair` on 640 training images, and half of the loss from the unpruned network
+(`train.distillation`). torch-pruning 1.6 fails on this network as it is (in the next forward: shortcuts padded with zero channels
+make its streams of three widths one group), so the layers that make the streams are on its list of ignored layers; fxprune may
+cut them, and rarely does.
 """,
-    "half": """Fine-tuning with an L1 penalty on gamma, `slim` to half of the MACs, fine-tuning; the control gets all these steps in one cosine.
-ResNet-20: 100 + 200 steps, ResNet-56: 60 + 150. *sparse* is the network after the first part, unpruned.
+    "half": """Fine-tuning with an L1 penalty on gamma, `slim` to half of the MACs, fine-tuning; the control gets all these
+steps in one cosine. ResNet-20: 100 + 200 steps, ResNet-56: 60 + 150. *sparse* is the network after the first part, unpruned.
 """,
-    "mlp": """784-500-300-10 with batch norms, 6 epochs with sparsity, `Budget(params=0.156)`, 6 epochs of fine-tuning; the control trains for 12. The paper's errors
-are those of its table 1.
+    "mlp": """784-500-300-10 with batch norms, 6 epochs with sparsity, `Budget(params=0.156)`, 6 epochs of fine-tuning; the
+control trains for 12. The paper's errors are those of its table 1.
 """,
-    "passes": """VGG-16 of a quarter of the width, from scratch: 200 steps with sparsity, half of all channels and at most half of a layer (`slim(model, 0.5, floor=0.5)`),
-150 steps of fine-tuning; five times.
+    "passes": """VGG-16 of a quarter of the width, from scratch: 200 steps with sparsity, half of all channels and at most half
+of a layer (`slim(model, 0.5, floor=0.5)`), 150 steps of fine-tuning; five times.
 """,
-    "paper": "",
-    "draws": "",
-    "digits": "",
+    "paper": """""",
+    "draws": """""",
+    "digits": """""",
 }

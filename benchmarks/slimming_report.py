@@ -242,8 +242,7 @@ def digits(cases: Mapping[str, Facts]) -> list[str]:
     for name, found in cases.items():
         runs, controls = found["runs"], found["controls"]
         cells = [name, percent([rows[-1]["test"] for rows in controls])]
-        for stage in range(3):
-            cells.append(percent([rows[stage]["test"] for rows in runs]))
+        cells.extend(percent([rows[stage]["test"] for rows in runs]) for stage in range(3))
         left = [rows[1]["parameters"] / rows[0]["parameters"] for rows in runs]
         lines.append([*cells, percent([1 - value for value in left]), str(len(runs))])
     columns = ("case", "control", "sparse-trained", "slim, not fine-tuned", "fine-tuned", "fewer parameters", "seeds")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +14,7 @@ BENCHMARKS = Path(__file__).resolve().parents[3] / "benchmarks"
 
 
 @pytest.fixture
-def report(monkeypatch: pytest.MonkeyPatch):
+def report(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setattr(sys, "path", [str(BENCHMARKS), *sys.path])
     import slimming_report
 
@@ -41,7 +43,7 @@ def store(folder: Path, *rows: dict[str, object]) -> None:
         (folder / f"{number}.json").write_text(json.dumps(facts))
 
 
-def test_means_and_spread_come_from_the_stored_cells(report, tmp_path: Path) -> None:
+def test_means_and_spread_come_from_the_stored_cells(report: Any, tmp_path: Path) -> None:
     store(
         tmp_path / "curve",
         row(0, "gamma", 0.6, 0.5, 0.80),
@@ -56,7 +58,7 @@ def test_means_and_spread_come_from_the_stored_cells(report, tmp_path: Path) -> 
     assert page.endswith("Measured on: a machine.\n")
 
 
-def test_a_study_without_cells_has_no_section(report, tmp_path: Path) -> None:
+def test_a_study_without_cells_has_no_section(report: Any, tmp_path: Path) -> None:
     store(tmp_path / "mlp", {**row(0, "control", 1.0, 0.1, 0.985), "parameters": 545_000})
     page = report.page(tmp_path)
     assert "## A perceptron on MNIST" in page
@@ -64,7 +66,7 @@ def test_a_study_without_cells_has_no_section(report, tmp_path: Path) -> None:
     assert "## ResNet-20, from" not in page
 
 
-def test_half_compares_a_slim_network_with_the_control_of_its_own_seed(report, tmp_path: Path) -> None:
+def test_half_compares_a_slim_network_with_the_control_of_its_own_seed(report: Any, tmp_path: Path) -> None:
     network = {"network": "resnet20", "parameters_left": 0.5}
     store(
         tmp_path / "half",

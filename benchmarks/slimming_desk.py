@@ -19,6 +19,7 @@ import fxprune
 from fxprune import zoo
 
 Facts = dict[str, Any]
+FIRST = 1000  # test images for what is no result
 
 
 @dataclass(frozen=True)
@@ -93,18 +94,27 @@ def sizes(model: nn.Module, original: nn.Module, image: Tensor) -> Facts:
 
 
 def tuned(
-    desk: Desk, path: Path, model: nn.Module, how: Training, data: Data, seed: int, teacher: nn.Module | None = None
+    desk: Desk,
+    path: Path,
+    model: nn.Module,
+    how: Training,
+    data: Data,
+    seed: int,
+    teacher: nn.Module | None = None,
+    tests: int | None = None,
 ) -> Facts:
-    """Accuracy before and after a training, in place."""
-    before = accuracy(model, data.test)
+    """Accuracy before (on the first test images) and after a training, in place; ``tests``: on that many."""
+    facts: Facts = {"seed": seed, "training": asdict(how), "before": accuracy(model, data.test, FIRST)}
     seconds = trained(model, how, data, path, seed=seed, clock=desk.clock, teacher=teacher)
-    return {"seed": seed, "training": asdict(how), "before": before, "after": accuracy(model, data.test), "seconds": seconds}
+    return facts | {"after": accuracy(model, data.test, tests), "tests": tests or len(data.test), "seconds": seconds}
 
 
-def whole(desk: Desk, path: Path, model: nn.Module, how: Training, data: Data, seed: int, facts: Facts) -> Facts:
+def whole(
+    desk: Desk, path: Path, model: nn.Module, how: Training, data: Data, seed: int, facts: Facts, tests: int | None = None
+) -> Facts:
     """A cell: a copy of the network, trained as it is."""
     own = copy.deepcopy(model)
-    return facts | sizes(own, model, image_of(data)) | tuned(desk, path, own, how, data, seed)
+    return facts | sizes(own, model, image_of(data)) | tuned(desk, path, own, how, data, seed, tests=tests)
 
 
 def image_of(data: Data) -> Tensor:

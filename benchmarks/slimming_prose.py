@@ -8,16 +8,16 @@ Written by `python benchmarks/slimming_results.py report` from what `run` has st
     python benchmarks/slimming_results.py run --data DIR curve half # some studies
     python benchmarks/slimming_results.py report                    # this page
 
-Images are CIFAR-10 stored as JPEG, and MNIST. Accuracies on JPEG compare with each other and with the controls here, not with published ones. Every
-network is trained by the same loop: SGD, batches of 128 unless told, one cosine, shifted and mirrored images, the same images in the same order for
-all networks of a seed. A *control* is the whole network, trained as long without penalty. Accuracies are of 4,000 test images (MNIST: all 10,000), so one
-standard error is about 0.6 points at 85 %; differences between networks that saw the same images are less noisy than that. Behind means stand the
-least and the most of the seeds. These trainings are a few hundred steps long, where the paper has 60,000: they show orders and differences, not
-what a network can reach.
+Images are CIFAR-10 stored as JPEG, and MNIST. Accuracies on JPEG compare with each other and with the controls here, not with published ones.
+Every network is trained by the same loop: SGD, batches of 128 unless told, one cosine, shifted and mirrored images, the same images in the same
+order for all networks of a seed. A *control* is the whole network, trained as long without penalty. Accuracies after training are of 4,000 test
+images (MNIST: all 10,000; the paper's networks: 1,000), those before it of the first 1,000. One standard error is about 0.6 points at 85 % and
+4,000 images; differences between networks that saw the same images are less noisy than that. Behind means stand the least and the most of the
+seeds. These trainings are a few hundred steps long, where the paper has 60,000: they show orders and differences, not what a network can reach.
 """
 
 NOTES = {
-    "curve": """The pretrained network is slimmed in one shot, without sparse training, and fine-tuned for 150 steps of 128
+    "curve": """The pretrained network is slimmed in one shot, without sparse training, and fine-tuned for 100 steps of 128
 images. fxprune gets `Budget(macs=...)`; torch-pruning's ratio is bisected to the same MACs. *L1* is `l1:mean`. *Fisher, refit,
 distillation*: `score.fisher` and `reconstruct.repair` on 640 training images, and half of the loss from the unpruned network
 (`train.distillation`). torch-pruning 1.6 fails on this network as it is (in the next forward: shortcuts padded with zero channels

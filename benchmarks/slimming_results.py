@@ -6,9 +6,10 @@
 1. A *study* is a list of *cells*; a finished cell is a JSON file below ``--out`` and is not done again. ``report`` reads these files, nothing else.
 2. All networks of a comparison are trained by one loop (slimming_training.py) for equally many steps on the same images in the same
    order; the control is the whole network, trained as long without penalty.
-3. Studies (slimming_studies.py): *curve* (ResNet-20 at equal MACs, several ways to choose channels), *half* (ResNet-20 and ResNet-56 at half of the
-   MACs), *mlp* (the paper's perceptron), *passes* (multi-pass VGG-16 of a quarter of the width), *paper* (VGG-19, DenseNet-40, ResNet-164 at the
-   paper's ratios). Digits and random gammas are measured by network_slimming.py and selection.py, whose JSON files the report reads as well.
+3. Studies (slimming_studies.py): *curve* (ResNet-20 at equal MACs, several ways to choose channels), *half-...* (ResNet-20 and ResNet-56 at
+   half of the MACs), *mlp* (the paper's perceptron), *passes* (multi-pass VGG-16 of a quarter of the width), *paper* (VGG-19, DenseNet-40 and
+   ResNet-164 at the paper's ratios). Digits and random gammas are measured by network_slimming.py and selection.py, whose JSON files the report
+   reads as well, when they are ``digits*.json`` and ``selection.json`` in ``--out``.
 4. Peers (slimming_peers.py) get the same weights, the same MACs and the same fine-tuning.
 
 DIR holds ``cifar10-jpeg/``, ``mnist/`` and ``resnet-cifar10/`` (``fxprune.data``, ``fxprune.zoo``).

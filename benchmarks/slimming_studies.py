@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from slimming_desk import Desk, Facts, image_of, sizes, tuned, whole
+from slimming_desk import FIRST, Desk, Facts, image_of, sizes, tuned, whole
 from slimming_peers import at_macs
 from slimming_training import Data, Training, accuracy
 from torch import nn
@@ -59,9 +60,9 @@ def cut(model: nn.Module, way: Way, share: float, data: Data, seed: int) -> nn.M
 
 # curve: ResNet-20 at equal MACs
 
-LEVELS = (0.6, 0.4, 0.8, 0.2)  # of the MACs, left
-CURVE = Training(steps=150, rate=0.05)
-CONTROL_RATES = (0.05, 0.01)
+LEVELS = (0.4, 0.6, 0.2, 0.8)  # of the MACs, left
+CURVE = Training(steps=100, rate=0.05)
+CONTROL_RATES = (0.05, 0.02)
 WAYS = {
     "fxprune, gamma": Way("gamma"),
     "fxprune, L1": Way("l1:mean"),
@@ -117,21 +118,18 @@ HALF = {
 HALF_WAYS = {"Fisher, refit, distillation": Way("fisher", repair=True, distill=True), "gamma": Way("gamma")}
 
 
-def half(desk: Desk) -> None:
-    """Per network and seed: the control, the first training, and both ways from there."""
-    data = desk.images()
-    for seed in desk.range(3):
-        for name, plan in HALF.items():
-            if seed >= plan.seeds:
-                continue
-            model, stem = desk.pretrained(name), f"half/{name}-seed{seed}"
-            long = replace(plan.tune, steps=plan.sparse.steps + plan.tune.steps)
-            desk.cell(f"{stem}-control", whole, model, long, data, seed, {"network": name, "way": "control"})
-            desk.cell(f"{stem}-sparse", whole, model, plan.sparse, data, seed, {"network": name, "way": "sparse"})
-            desk.reload(model, f"{stem}-sparse")
-            for way_name, way in HALF_WAYS.items():
-                cell = f"{stem}-{slug(way_name)}"
-                desk.cell(cell, _half, name, model, way_name, way, plan.tune, seed)
+def half(desk: Desk, name: str) -> None:
+    """Per seed: the control, the first training, and both ways from there."""
+    data, plan = desk.images(), HALF[name]
+    for seed in desk.range(plan.seeds):
+        model, stem = desk.pretrained(name), f"half/{name}-seed{seed}"
+        long = replace(plan.tune, steps=plan.sparse.steps + plan.tune.steps)
+        desk.cell(f"{stem}-control", whole, model, long, data, seed, {"network": name, "way": "control"})
+        desk.cell(f"{stem}-sparse", whole, model, plan.sparse, data, seed, {"network": name, "way": "sparse"})
+        desk.reload(model, f"{stem}-sparse")
+        for way_name, way in HALF_WAYS.items():
+            cell = f"{stem}-{slug(way_name)}"
+            desk.cell(cell, _half, name, model, way_name, way, plan.tune, seed)
 
 
 def _half(desk: Desk, path: Path, name: str, model: nn.Module, way_name: str, way: Way, how: Training, seed: int) -> Facts:
@@ -232,14 +230,15 @@ def paper(desk: Desk) -> None:
     for name in PAPER_NETWORKS:
         model, stem = getattr(zoo, name)(), f"paper/{name}-seed0"
         desk.reload(model, f"{stem}-sparse")
-        desk.cell(f"{stem}-control", whole, model, PAPER_TUNE, data, 0, {"network": name, "kind": "control"})
+        facts = {"network": name, "kind": "control"}
+        desk.cell(f"{stem}-control", whole, model, PAPER_TUNE, data, 0, facts, FIRST)
         for layout in ("selection", "coupled"):
             for ratio in RATIOS:
                 desk.cell(f"{stem}-{layout}-{ratio}-tuned", _cut_tuned, name, model, layout, ratio)
 
 
 def _sparse(desk: Desk, path: Path, model: nn.Module, facts: Facts) -> Facts:
-    found = facts | sizes(model, model, image_of(desk.images())) | tuned(desk, path, model, PAPER, desk.images(), 0)
+    found = facts | sizes(model, model, image_of(desk.images())) | tuned(desk, path, model, PAPER, desk.images(), 0, tests=FIRST)
     merged = torch.cat([gamma.detach().abs().flatten() for gamma in gammas(model).values()])
     quantiles = {str(q): float(merged.quantile(q)) for q in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99)}
     return found | {"gammas": quantiles, "spare": train.readiness(model).spare}
@@ -256,14 +255,21 @@ def _cut(desk: Desk, path: Path, name: str, model: nn.Module, layout: str, ratio
     data = desk.images()
     slim = _slimmed(desk, model, layout, ratio)
     facts: Facts = {"network": name, "kind": layout, "ratio": ratio, "emptied": len(fxprune.plan_of(slim).silent)}
-    facts |= sizes(slim, model, image_of(data)) | {"before": accuracy(slim, data.test)}
+    facts |= sizes(slim, model, image_of(data)) | {"before": accuracy(slim, data.test, FIRST)}
     train.recalibrate(slim, [x for x, _ in data.calibration(CALIBRATION)])
-    return facts | {"after": accuracy(slim, data.test)}
+    return facts | {"after": accuracy(slim, data.test, FIRST)}
 
 
 def _cut_tuned(desk: Desk, path: Path, name: str, model: nn.Module, layout: str, ratio: float) -> Facts:
     facts: Facts = {"network": name, "kind": layout, "ratio": ratio}
-    return facts | tuned(desk, path, _slimmed(desk, model, layout, ratio), PAPER_TUNE, desk.images(), 0)
+    return facts | tuned(desk, path, _slimmed(desk, model, layout, ratio), PAPER_TUNE, desk.images(), 0, tests=FIRST)
 
 
-STUDIES: dict[str, Callable[[Desk], None]] = {"half": half, "curve": curve, "mlp": mlp, "passes": passes, "paper": paper}
+STUDIES: dict[str, Callable[[Desk], None]] = {
+    "curve": curve,
+    "half-resnet20": partial(half, name="resnet20"),
+    "half-resnet56": partial(half, name="resnet56"),
+    "mlp": mlp,
+    "passes": passes,
+    "paper": paper,
+}

@@ -137,16 +137,17 @@ class Training:
 
 
 @torch.no_grad()
-def accuracy(model: nn.Module, pixels: Pixels) -> float:
-    """Share of images classified correctly."""
+def accuracy(model: nn.Module, pixels: Pixels, count: int | None = None) -> float:
+    """Share of images classified correctly; of the first ``count``, or all."""
+    count = min(count or len(pixels), len(pixels))
     was = model.training
     model.eval()
     right = 0
-    for part in torch.arange(len(pixels)).split(250):
+    for part in torch.arange(count).split(250):
         x, y = pixels.batch(part)
         right += int((model(x.to(memory_format=torch.channels_last)).argmax(1) == y).sum())
     model.train(was)
-    return right / len(pixels)
+    return right / count
 
 
 def images_of(step: int, how: Training, data: Data, seed: int) -> tuple[Tensor, Tensor]:

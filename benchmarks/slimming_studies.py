@@ -31,7 +31,7 @@ class Way:
         score: of fxprune, or the pruner of torch-pruning.
         peer: torch-pruning does it.
         repair: weights are refitted by least squares before fine-tuning.
-        distill: fine-tuning learns from the network that was slimmed, too.
+        distill: fine-tuning learns from a whole network too (``trained``): the control (curve), or what was slimmed (half).
     """
 
     score: str
@@ -67,6 +67,7 @@ WAYS = {
     "fxprune, gamma": Way("gamma"),
     "fxprune, L1": Way("l1:mean"),
     "fxprune, random": Way("random"),
+    "fxprune, Fisher": Way("fisher"),
     "fxprune, Fisher, refit, distillation": Way("fisher", repair=True, distill=True),
     "torch-pruning, BNScale": Way("bnscale", peer=True),
     "torch-pruning, group norm": Way("groupnorm", peer=True),
@@ -80,18 +81,30 @@ def curve(desk: Desk) -> None:
         for rate in CONTROL_RATES:
             facts = {"way": "control", "level": 1.0}
             desk.cell(f"curve/control-rate{rate}-seed{seed}", whole, model, replace(CURVE, rate=rate), data, seed, facts)
+        teacher = copy.deepcopy(model)
+        desk.reload(teacher, f"curve/control-rate{CONTROL_RATES[0]}-seed{seed}")
         for share in LEVELS:
             for name, way in WAYS.items():
-                desk.cell(f"curve/{slug(name)}-{share}-seed{seed}", _at, model, name, way, share, CURVE, seed, seed)
+                cell = f"curve/{slug(name)}-{share}-seed{seed}"
+                desk.cell(cell, _at, model, name, way, share, CURVE, seed, seed, teacher)
 
 
 def _at(
-    desk: Desk, path: Path, model: nn.Module, name: str, way: Way, share: float, how: Training, seed: int, order: int
+    desk: Desk,
+    path: Path,
+    model: nn.Module,
+    name: str,
+    way: Way,
+    share: float,
+    how: Training,
+    seed: int,
+    order: int,
+    teacher: nn.Module,
 ) -> Facts:
     data = desk.images()
     slim = cut(model, way, share, data, seed)
     facts: Facts = {"way": name, "level": share, **sizes(slim, model, image_of(data))}
-    return facts | tuned(desk, path, slim, how, data, order, model if way.distill else None)
+    return facts | tuned(desk, path, slim, how, data, order, teacher if way.distill else None)
 
 
 def slug(name: str) -> str:
@@ -112,8 +125,8 @@ class Half:
 
 
 HALF = {
-    "resnet20": Half(Training(steps=100, rate=0.05, strength=1e-3), Training(steps=200, rate=0.05), 3),
-    "resnet56": Half(Training(steps=60, rate=0.05, strength=1e-3), Training(steps=150, rate=0.05), 2),
+    "resnet20": Half(Training(steps=100, rate=0.01, strength=1e-4), Training(steps=200, rate=0.05), 3),
+    "resnet56": Half(Training(steps=60, rate=0.01, strength=1e-4), Training(steps=150, rate=0.05), 2),
 }
 HALF_WAYS = {"Fisher, refit, distillation": Way("fisher", repair=True, distill=True), "gamma": Way("gamma")}
 
@@ -133,7 +146,7 @@ def half(desk: Desk, name: str) -> None:
 
 
 def _half(desk: Desk, path: Path, name: str, model: nn.Module, way_name: str, way: Way, how: Training, seed: int) -> Facts:
-    return {"network": name} | _at(desk, path, model, way_name, way, 0.5, how, seed, seed + 100)
+    return {"network": name} | _at(desk, path, model, way_name, way, 0.5, how, seed, seed + 100, model)
 
 
 # mlp: the paper's perceptron
@@ -209,7 +222,7 @@ def _pass(desk: Desk, path: Path, model: nn.Module, fresh: nn.Module, how: Train
 
 # paper: the paper's networks at its ratios, in both layouts
 
-INITIAL = 0.1  # gamma; the paper: 0.5
+INITIAL = 0.05  # gamma; the paper: 0.5
 PAPER = Training(steps=150, batch=32, rate=0.1, decay=1e-4, strength=1e-3)
 PAPER_NETWORKS = ("vgg19_bn", "densenet40", "resnet164")
 RATIOS = (0.4, 0.6, 0.7)

@@ -4,7 +4,7 @@
    are shifted by up to 4 pixels and mirrored. Which images a step sees, and what becomes of them, depends on seed and step alone, so all
    networks of a comparison see the same.
 2. With a strength, gammas are pushed to zero by the paper's subgradient or by proximal steps (``fxprune.train.GammaL1``). With a teacher, the loss is
-   ``fxprune.train.distillation`` at temperature 4 and weight 0.5.
+   ``fxprune.train.distillation`` at temperature 4 and weight 0.9.
 3. Every ``EVERY`` steps a checkpoint replaces the one before (written beside it and renamed). ``Clock.check`` ends the process between two steps when
    its minutes are over.
 """
@@ -190,7 +190,7 @@ def trained(
         else:
             with torch.no_grad():
                 told = teacher(x)
-            loss = train.distillation(logits, told, y, temperature=4.0, weight=0.5)
+            loss = train.distillation(logits, told, y, temperature=4.0, weight=0.9)
         loss.backward()
         if penalty and how.method == "subgradient":
             penalty.add_gradient()

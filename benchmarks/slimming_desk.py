@@ -6,7 +6,7 @@ import copy
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ class Desk:
         clock: when to stop.
         tests: number of test images of CIFAR-10; MNIST has all of its own.
         seeds: at most so many.
+        longer: trainings take so many times as many steps, with as much less strength of a penalty.
     """
 
     data: Path
@@ -39,6 +40,7 @@ class Desk:
     clock: Clock
     tests: int
     seeds: int
+    longer: int = 1
     _sets: dict[str, Data] = field(default_factory=dict)
 
     def images(self, name: str = "cifar10-jpeg") -> Data:
@@ -104,6 +106,7 @@ def tuned(
     tests: int | None = None,
 ) -> Facts:
     """Accuracy before (on the first test images) and after a training, in place; ``tests``: on that many."""
+    how = replace(how, steps=how.steps * desk.longer, strength=how.strength / desk.longer)
     facts: Facts = {"seed": seed, "training": asdict(how), "before": accuracy(model, data.test, FIRST)}
     seconds = trained(model, how, data, path, seed=seed, clock=desk.clock, teacher=teacher)
     return facts | {"after": accuracy(model, data.test, tests), "tests": tests or len(data.test), "seconds": seconds}

@@ -43,6 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, default=0, help="stop after that time with exit status 75; 0: go on to the end")
     parser.add_argument("--tests", type=int, default=4000, help="number of test images")
     parser.add_argument("--seeds", type=int, default=3, help="at most so many per study")
+    parser.add_argument(
+        "--longer", type=int, default=1, help="so many times as many steps; give these results an --out of their own"
+    )
     parser.add_argument("--threads", type=int, default=1, help="of torch")
     options = parser.parse_args(arguments)
     unknown = sorted(set(options.studies) - set(STUDIES))
@@ -54,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     warnings.simplefilter("ignore", fxprune.FxpruneWarning)
     clock = Clock(time.time() + 60 * options.minutes if options.minutes else 0)
-    desk = Desk(options.data, options.out, clock, options.tests, options.seeds)
+    desk = Desk(options.data, options.out, clock, options.tests, options.seeds, options.longer)
     for name in options.studies or STUDIES:
         STUDIES[name](desk)
 

@@ -60,17 +60,20 @@ def cut(model: nn.Module, way: Way, share: float, data: Data, seed: int) -> nn.M
 
 # curve: ResNet-20 at equal MACs
 
+REFITTED = "fxprune, Fisher, refit"
 LEVELS = (0.4, 0.6, 0.2, 0.8)  # of the MACs, left
 CURVE = Training(steps=100, rate=0.05)
 CONTROL_RATES = (0.05, 0.02)
 WAYS = {
     "fxprune, gamma": Way("gamma"),
-    "fxprune, L1": Way("l1:mean"),
-    "fxprune, random": Way("random"),
-    "fxprune, Fisher": Way("fisher"),
-    "fxprune, Fisher, refit, distillation": Way("fisher", repair=True, distill=True),
+    "fxprune, gamma:log": Way("gamma:log"),
     "torch-pruning, BNScale": Way("bnscale", peer=True),
     "torch-pruning, group norm": Way("groupnorm", peer=True),
+    "fxprune, L1:log": Way("l1:log"),
+    "fxprune, random": Way("random"),
+    "fxprune, Fisher, refit, distillation": Way("fisher", repair=True, distill=True),
+    "fxprune, L1": Way("l1:mean"),
+    "fxprune, Fisher": Way("fisher"),
 }
 
 
@@ -87,6 +90,27 @@ def curve(desk: Desk) -> None:
             for name, way in WAYS.items():
                 cell = f"curve/{slug(name)}-{share}-seed{seed}"
                 desk.cell(cell, _at, model, name, way, share, CURVE, seed, seed, teacher)
+
+
+def cuts(desk: Desk) -> None:
+    """What every way leaves at every level, without any training: as it is, and with batch norms estimated anew."""
+    model = desk.pretrained("resnet20")
+    desk.cell("cuts/control", _cut_only, model, "control", Way(""), 1.0)
+    for share in LEVELS:
+        for name, way in WAYS.items():
+            if not way.distill:
+                desk.cell(f"cuts/{slug(name)}-{share}", _cut_only, model, name, way, share)
+        desk.cell(f"cuts/{slug(REFITTED)}-{share}", _cut_only, model, REFITTED, Way("fisher", repair=True), share)
+
+
+def _cut_only(desk: Desk, path: Path, model: nn.Module, name: str, way: Way, share: float) -> Facts:
+    del path
+    data = desk.images()
+    slim = copy.deepcopy(model) if name == "control" else cut(model, way, share, data, 0)
+    facts: Facts = {"way": name, "level": share, "seed": 0, **sizes(slim, model, image_of(data))}
+    facts |= {"before": accuracy(slim, data.test, 2 * FIRST)}
+    train.recalibrate(slim, [x for x, _ in data.calibration(CALIBRATION)])
+    return facts | {"after": accuracy(slim, data.test, 2 * FIRST)}
 
 
 def _at(
@@ -125,10 +149,13 @@ class Half:
 
 
 HALF = {
-    "resnet20": Half(Training(steps=100, rate=0.01, strength=1e-4), Training(steps=200, rate=0.05), 3),
-    "resnet56": Half(Training(steps=60, rate=0.01, strength=1e-4), Training(steps=150, rate=0.05), 2),
+    "resnet20": Half(Training(steps=100, rate=0.01, strength=1e-4), Training(steps=200, rate=0.02), 3),
+    "resnet56": Half(Training(steps=60, rate=0.01, strength=1e-4), Training(steps=150, rate=0.02), 2),
 }
-HALF_WAYS = {"Fisher, refit, distillation": Way("fisher", repair=True, distill=True), "gamma": Way("gamma")}
+HALF_WAYS = {
+    "Fisher, refit, distillation": Way("fisher", repair=True, distill=True),
+    "gamma:log, refit, distillation": Way("gamma:log", repair=True, distill=True),
+}
 
 
 def half(desk: Desk, name: str) -> None:
@@ -279,6 +306,7 @@ def _cut_tuned(desk: Desk, path: Path, name: str, model: nn.Module, layout: str,
 
 
 STUDIES: dict[str, Callable[[Desk], None]] = {
+    "cuts": cuts,
     "curve": curve,
     "half-resnet20": partial(half, name="resnet20"),
     "half-resnet56": partial(half, name="resnet56"),

@@ -27,8 +27,8 @@ cut them, and rarely does.
     "half": """Fine-tuning with an L1 penalty on gamma, `slim` to half of the MACs, fine-tuning; the control gets all these
 steps in one cosine. ResNet-20: 100 + 200 steps, ResNet-56: 60 + 150. *sparse* is the network after the first part, unpruned.
 """,
-    "mlp": """784-500-300-10 with batch norms, 6 epochs with sparsity, `Budget(params=0.156)`, 6 epochs of fine-tuning; the
-control trains for 12. The paper's errors are those of its table 1.
+    "mlp": """784-500-300-10 with batch norms, 3 epochs with sparsity, `Budget(params=0.156)`, 3 epochs of fine-tuning; the
+control trains for 6. The paper's errors are those of its table 1.
 """,
     "passes": """VGG-16 of a quarter of the width, from scratch: 200 steps with sparsity, half of all channels and at most half
 of a layer (`slim(model, 0.5, floor=0.5)`), 150 steps of fine-tuning; five times.

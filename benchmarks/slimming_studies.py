@@ -180,8 +180,8 @@ def _half(desk: Desk, path: Path, name: str, model: nn.Module, way_name: str, wa
 # mlp: the paper's perceptron
 
 EPOCH = 468  # steps of 128 images
-MLP_SPARSE = Training(steps=6 * EPOCH, rate=0.1, decay=1e-4, strength=1e-3)
-MLP_TUNE = Training(steps=6 * EPOCH, rate=0.1, decay=1e-4)
+MLP_SPARSE = Training(steps=3 * EPOCH, rate=0.1, decay=1e-4, strength=1e-3)
+MLP_TUNE = Training(steps=3 * EPOCH, rate=0.1, decay=1e-4)
 FEWER = 0.844  # parameters, the paper's table 1
 
 
@@ -251,7 +251,7 @@ def _pass(desk: Desk, path: Path, model: nn.Module, fresh: nn.Module, how: Train
 # paper: the paper's networks at its ratios, in both layouts
 
 INITIAL = 0.05  # gamma; the paper: 0.5
-PAPER = Training(steps=150, batch=32, rate=0.1, decay=1e-4, strength=1e-3)
+PAPER = Training(steps=150, batch=16, rate=0.1, decay=1e-4, strength=1e-3)
 PAPER_NETWORKS = ("vgg19_bn", "densenet40", "resnet164")
 RATIOS = (0.4, 0.6, 0.7)
 PAPER_TUNE = Training(steps=30, batch=32, rate=0.05, decay=1e-4)

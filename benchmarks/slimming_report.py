@@ -61,19 +61,26 @@ def values(rows: Sequence[Facts], key: str) -> list[float]:
     return [row[key] for row in rows]
 
 
-def curve(rows: Sequence[Facts]) -> list[str]:
+def cuts(rows: Sequence[Facts]) -> list[str]:
+    """ResNet-20 at equal MACs, not trained."""
+    return curve(rows, ("Statistics of batch norms estimated anew", "As they are"))
+
+
+def curve(rows: Sequence[Facts], titles: tuple[str, str] = ("After fine-tuning", "Before")) -> list[str]:
     """ResNet-20 at equal MACs."""
     levels = sorted({row["level"] for row in rows if row["way"] != "control"}, reverse=True)
     columns = ["", *(f"{1 - level:.0%} fewer MACs".replace("%", " %") for level in levels)]
     parts: list[str] = []
-    for title, key in (("After fine-tuning", "after"), ("Before", "before")):
+    for title, key in zip(titles, ("after", "before"), strict=True):
         lines = []
-        for way, own in grouped(rows, lambda row: row["way"]).items():
+        for way, own in sorted(grouped(rows, lambda row: row["way"]).items()):
             by = grouped(own, lambda row: row["level"])
             if way != "control":
                 lines.append([way, *(percent(values(by.get(level, []), key)) for level in levels)])
         parts += [f"{title}:", "", *table(columns, lines)]
-    controls = grouped([row for row in rows if row["way"] == "control"], lambda row: row["training"]["rate"])
+    controls = grouped(
+        [row for row in rows if row["way"] == "control" and "training" in row], lambda row: row["training"]["rate"]
+    )
     told = ", ".join(f"{percent(values(own, 'after'))} at a rate of {rate}" for rate, own in controls.items())
     if told:
         parts += [
@@ -250,7 +257,8 @@ def digits(cases: Mapping[str, Facts]) -> list[str]:
 
 
 SECTIONS: dict[str, tuple[str, Callable[[Sequence[Facts]], list[str]]]] = {
-    "curve": ("ResNet-20, from 20 to 80 % fewer MACs", curve),
+    "cuts": ("ResNet-20, from 20 to 80 % fewer MACs: before any training", cuts),
+    "curve": ("ResNet-20, from 20 to 80 % fewer MACs: fine-tuned", curve),
     "half": ("ResNet-20 and ResNet-56 at half of the MACs", half),
     "mlp": ("A perceptron on MNIST", mlp),
     "passes": ("Several passes", passes),

@@ -258,6 +258,7 @@ def digits(cases: Mapping[str, Facts]) -> list[str]:
 
 SECTIONS: dict[str, tuple[str, Callable[[Sequence[Facts]], list[str]]]] = {
     "cuts": ("ResNet-20, from 20 to 80 % fewer MACs: before any training", cuts),
+    "cuts-vgg": ("VGG-16 of a quarter of the width: before any training", cuts),
     "curve": ("ResNet-20, from 20 to 80 % fewer MACs: fine-tuned", curve),
     "half": ("ResNet-20 and ResNet-56 at half of the MACs", half),
     "mlp": ("A perceptron on MNIST", mlp),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -40,11 +40,11 @@ class Way:
     distill: bool = False
 
 
-def cut(model: nn.Module, way: Way, share: float, data: Data, seed: int) -> nn.Module:
-    """The network with that share of its MACs left, not fine-tuned."""
+def cut(model: nn.Module, way: Way, share: float, data: Data, seed: int, keep: Sequence[str] = STREAM) -> nn.Module:
+    """The network with that share of its MACs left, not fine-tuned. ``keep``: for peers alone."""
     image = image_of(data)[:1]
     if way.peer:
-        return at_macs(model, way.score, share, image, STREAM)
+        return at_macs(model, way.score, share, image, keep)
     calibration = data.calibration(CALIBRATION)
     generator = torch.Generator().manual_seed(seed)
     chosen: dict[str, Callable[[], Any]] = {
@@ -93,20 +93,30 @@ def curve(desk: Desk) -> None:
 
 
 def cuts(desk: Desk) -> None:
-    """What every way leaves at every level, without any training: as it is, and with batch norms estimated anew."""
-    model = desk.pretrained("resnet20")
-    desk.cell("cuts/control", _cut_only, model, "control", Way(""), 1.0)
-    for share in LEVELS:
-        for name, way in WAYS.items():
-            if not way.distill:
-                desk.cell(f"cuts/{slug(name)}-{share}", _cut_only, model, name, way, share)
-        desk.cell(f"cuts/{slug(REFITTED)}-{share}", _cut_only, model, REFITTED, Way("fisher", repair=True), share)
+    """What every way leaves at every level, without any training: as it is, and with batch norms estimated anew.
+
+    Of ResNet-20, and of channel_pruning.py's VGG-16 if its ``vgg16-quarter.pt`` has been copied to ``--out``.
+    """
+    networks = {"cuts": (desk.pretrained("resnet20"), STREAM)}
+    weights = desk.out / "vgg16-quarter.pt"
+    if weights.exists():
+        vgg = zoo.vgg16_bn(width=0.25)
+        vgg.load_state_dict(torch.load(weights, weights_only=True)["model"])
+        networks["cuts-vgg"] = (vgg.eval(), ())
+    for folder, (model, keep) in networks.items():
+        desk.cell(f"{folder}/control", _cut_only, model, "control", Way(""), 1.0, keep)
+        for share in LEVELS:
+            for name, way in WAYS.items():
+                if not way.distill:
+                    desk.cell(f"{folder}/{slug(name)}-{share}", _cut_only, model, name, way, share, keep)
+            refitted = Way("fisher", repair=True)
+            desk.cell(f"{folder}/{slug(REFITTED)}-{share}", _cut_only, model, REFITTED, refitted, share, keep)
 
 
-def _cut_only(desk: Desk, path: Path, model: nn.Module, name: str, way: Way, share: float) -> Facts:
+def _cut_only(desk: Desk, path: Path, model: nn.Module, name: str, way: Way, share: float, keep: Sequence[str]) -> Facts:
     del path
     data = desk.images()
-    slim = copy.deepcopy(model) if name == "control" else cut(model, way, share, data, 0)
+    slim = copy.deepcopy(model) if name == "control" else cut(model, way, share, data, 0, keep)
     facts: Facts = {"way": name, "level": share, "seed": 0, **sizes(slim, model, image_of(data))}
     facts |= {"before": accuracy(slim, data.test, 2 * FIRST)}
     train.recalibrate(slim, [x for x, _ in data.calibration(CALIBRATION)])

@@ -264,6 +264,7 @@ INITIAL = 0.05  # gamma; the paper: 0.5
 PAPER = Training(steps=150, batch=16, rate=0.1, decay=1e-4, strength=1e-3)
 PAPER_NETWORKS = ("vgg19_bn", "densenet40", "resnet164")
 RATIOS = (0.4, 0.6, 0.7)
+PAPER_TESTS = 500  # images
 PAPER_TUNE = Training(steps=30, batch=32, rate=0.05, decay=1e-4)
 
 
@@ -282,14 +283,18 @@ def paper(desk: Desk) -> None:
         model, stem = getattr(zoo, name)(), f"paper/{name}-seed0"
         desk.reload(model, f"{stem}-sparse")
         facts = {"network": name, "kind": "control"}
-        desk.cell(f"{stem}-control", whole, model, PAPER_TUNE, data, 0, facts, FIRST)
+        desk.cell(f"{stem}-control", whole, model, PAPER_TUNE, data, 0, facts, PAPER_TESTS)
         for layout in ("selection", "coupled"):
             for ratio in RATIOS:
                 desk.cell(f"{stem}-{layout}-{ratio}-tuned", _cut_tuned, name, model, layout, ratio)
 
 
 def _sparse(desk: Desk, path: Path, model: nn.Module, facts: Facts) -> Facts:
-    found = facts | sizes(model, model, image_of(desk.images())) | tuned(desk, path, model, PAPER, desk.images(), 0, tests=FIRST)
+    found = (
+        facts
+        | sizes(model, model, image_of(desk.images()))
+        | tuned(desk, path, model, PAPER, desk.images(), 0, tests=PAPER_TESTS)
+    )
     merged = torch.cat([gamma.detach().abs().flatten() for gamma in gammas(model).values()])
     quantiles = {str(q): float(merged.quantile(q)) for q in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.99)}
     return found | {"gammas": quantiles, "spare": train.readiness(model).spare}
@@ -306,14 +311,14 @@ def _cut(desk: Desk, path: Path, name: str, model: nn.Module, layout: str, ratio
     data = desk.images()
     slim = _slimmed(desk, model, layout, ratio)
     facts: Facts = {"network": name, "kind": layout, "ratio": ratio, "emptied": len(fxprune.plan_of(slim).silent)}
-    facts |= sizes(slim, model, image_of(data)) | {"before": accuracy(slim, data.test, FIRST)}
+    facts |= sizes(slim, model, image_of(data)) | {"before": accuracy(slim, data.test, PAPER_TESTS)}
     train.recalibrate(slim, [x for x, _ in data.calibration(CALIBRATION)])
-    return facts | {"after": accuracy(slim, data.test, FIRST)}
+    return facts | {"after": accuracy(slim, data.test, PAPER_TESTS)}
 
 
 def _cut_tuned(desk: Desk, path: Path, name: str, model: nn.Module, layout: str, ratio: float) -> Facts:
     facts: Facts = {"network": name, "kind": layout, "ratio": ratio}
-    return facts | tuned(desk, path, _slimmed(desk, model, layout, ratio), PAPER_TUNE, desk.images(), 0, tests=FIRST)
+    return facts | tuned(desk, path, _slimmed(desk, model, layout, ratio), PAPER_TUNE, desk.images(), 0, tests=PAPER_TESTS)
 
 
 STUDIES: dict[str, Callable[[Desk], None]] = {

@@ -32,9 +32,9 @@ scores, and a sum prices the last channels of a layer like its first, so the lay
 ([scores.md](scores.md#across-layers)) was made after this was seen: it keeps the largest *product* of the layers' kept shares.
 """,
     "cuts-vgg": """The same for the network of [results-reconstruct.md](results-reconstruct.md), a chain, where nothing is on a list of ignored
-layers. What plain sums do to a budget is worst here: at 40 % fewer MACs gamma leaves 2 channels of 16 in the second layer and 4 of 32 in the fourth; at
-20 %, half of the accuracy is gone. `gamma:log` and `l1:log` are ahead of torch-pruning down to 40 % fewer MACs; at 60 %, group norm with one threshold for all layers is
-ahead of both.
+layers. What plain sums do to a budget is worst here: at 40 % fewer MACs gamma leaves 2 channels of 16 in the second layer and 4
+of 32 in the fourth; at 20 %, half of the accuracy is gone. `gamma:log` and `l1:log` are ahead of torch-pruning down to 40 %
+fewer MACs; at 60 %, group norm with one threshold for all layers is ahead of both.
 """,
     "curve": """The same networks, and how they do after 100 steps of 128 images at a learning rate of 0.05. *distillation*: nine tenths of the loss
 come from the control, fine-tuned before (`train.distillation`).

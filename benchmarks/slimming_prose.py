@@ -39,16 +39,38 @@ fewer MACs; at 60 %, group norm with one threshold for all layers is ahead of bo
     "curve": """The same networks, and how they do after 100 steps of 128 images at a learning rate of 0.05. *distillation*: nine tenths of the loss
 come from the control, fine-tuned before (`train.distillation`).
 """,
-    "half": """Fine-tuning with an L1 penalty on gamma, `slim` to half of the MACs, fine-tuning; the control gets all these
-steps in one cosine. ResNet-20: 100 + 200 steps, ResNet-56: 60 + 150. *sparse* is the network after the first part, unpruned.
+    "half": """Fine-tuning with an L1 penalty on gamma, `slim` to half of the MACs, fine-tuning; the control gets all these steps in one
+cosine, at the rate that was the better one for it. ResNet-20: 100 + 200 steps, ResNet-56: 60 + 150. *sparse* is the network
+after the first part, unpruned.
 """,
-    "mlp": """784-500-300-10 with batch norms, 3 epochs with sparsity, `Budget(params=0.156)`, 3 epochs of fine-tuning; the
-control trains for 6. The paper's errors are those of its table 1.
+    "mlp": """784-500-300-10 with batch norms: 3 epochs with sparsity, `Budget(params=0.156)`, 3 epochs of fine-tuning; the control trains for
+6. The paper's errors are those of its table 1.
+
+The size is the paper's, the aim of +0.1 points over the own baseline is missed. Six epochs are too few: the penalty has not
+emptied channels yet (the cut alone costs eight points), and a stronger one empties them at the price of accuracy. Distillation
+and a global ratio instead of the budget changed nothing beyond the noise of a seed. `--longer 10` trains ten times as long.
 """,
     "passes": """VGG-16 of a quarter of the width, from scratch: 200 steps with sparsity, half of all channels and at most half
 of a layer (`slim(model, 0.5, floor=0.5)`), 150 steps of fine-tuning; five times.
 """,
-    "paper": """""",
-    "draws": """""",
-    "digits": """""",
+    "paper": """150 steps of 16 images of sparse training, from scratch, of what the paper does in some 125,000 steps of 64. So that gammas
+separate in so few steps they begin at 0.05 (paper: 0.5), and the strength is 1e-3 (paper: 1e-4 for VGG, 1e-5 otherwise): a
+gamma that nothing holds falls by strength times the sum of the rates over (1 - momentum), 0.075 here. (From 0.5, with a
+strength of 1.3e-2, all gammas of VGG-19 ended at zero.) Accuracies are of 500 test images, say no more than that a cut did or
+did not break the network, and do not compare with the paper's; sizes are exact. *selection* is the paper's rule (`floor=0`,
+`absorb=False`), *coupled* the default of `slim`.
+
+What differs from the paper, and why. VGG-19 has more parameters than it needs in its wide last layers, and loses them here as
+there; but after so few steps small gammas are in every layer, also in the first ones, which have most of the MACs, so MACs go
+faster than in the paper. In DenseNet-40 the same holds, and liveness removes what no reader keeps, which the reference scripts
+leave in (with equal gammas: [selection.md](selection.md#sizes-of-the-papers-networks)). At one ratio the coupled layout is the
+smaller one, and its cut the rougher. The table there has the counts for gammas drawn at random, of all three networks.
+""",
+    "digits": """From `network_slimming.py --case digits` and `--case digits-proximal` (`--json`): 30 epochs with a strength of 0.02 (proximal:
+0.2), `slim(model, 0.6)` with absorption, 6 epochs of fine-tuning. The default tests (`tests/unit/train/test_digits.py`) hold
+that the cut loses one point at most on three seeds, and that proximal steps leave channels that are exactly zero and go with
+the same logits to 1e-5.
+""",
+    "draws": """Means over the seeds.
+""",
 }

@@ -31,6 +31,7 @@ class Way:
         score: of fxprune, or the pruner of torch-pruning.
         peer: torch-pruning does it.
         repair: weights are refitted by least squares before fine-tuning.
+        rate: of fine-tuning, if not the study's.
         distill: fine-tuning learns from a whole network too (``trained``): the control (curve), or what was slimmed (half).
     """
 
@@ -38,6 +39,7 @@ class Way:
     peer: bool = False
     repair: bool = False
     distill: bool = False
+    rate: float = 0.0
 
 
 def cut(model: nn.Module, way: Way, share: float, data: Data, seed: int, keep: Sequence[str] = STREAM) -> nn.Module:
@@ -137,6 +139,7 @@ def _at(
 ) -> Facts:
     data = desk.images()
     slim = cut(model, way, share, data, seed)
+    how = replace(how, rate=way.rate or how.rate)
     facts: Facts = {"way": name, "level": share, **sizes(slim, model, image_of(data))}
     return facts | tuned(desk, path, slim, how, data, order, teacher if way.distill else None)
 
@@ -166,6 +169,8 @@ HALF = {
 HALF_WAYS = {
     "Fisher, refit, distillation": Way("fisher", repair=True, distill=True),
     "gamma:log, refit, distillation": Way("gamma:log", repair=True, distill=True),
+    "Fisher, refit, distillation, rate 0.05": Way("fisher", repair=True, distill=True, rate=0.05),
+    "gamma, rate 0.05": Way("gamma", rate=0.05),
 }
 
 

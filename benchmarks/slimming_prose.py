@@ -76,6 +76,7 @@ smaller one, and its cut the rougher. The table there has the counts for gammas 
 that the cut loses one point at most on three seeds, and that proximal steps leave channels that are exactly zero and go with
 the same logits to 1e-5.
 """,
-    "draws": """Means over the seeds.
+    "draws": """Parameters and FLOPs of one draw, counted by `python -m benchmarks.selection --seeds 1 --json ...`. [selection.md](selection.md) has
+three draws, and says what *uniform* and *levels* are. In brackets: the reference scripts fail on this draw.
 """,
 }

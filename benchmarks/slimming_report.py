@@ -238,7 +238,8 @@ def draws(rows: Sequence[Facts]) -> list[str]:
             sizes = row[kind]
             millions = sum(size["parameters"] for size in sizes) / len(sizes) / 1e6
             saved = 100 * (1 - sum(size["macs"] for size in sizes) / len(sizes) / row["macs"])
-            cells.append(f"{millions:.2f} M, -{saved:.1f} %")
+            fails = kind == "reference" and any(size["emptied"] for size in sizes)
+            cells.append(f"{millions:.2f} M, -{saved:.1f} %" + (" (fail)" if fails else ""))
         lines.append(cells)
     return table(("network", "gammas", "ratio", "paper", "reference scripts", "selection", "coupled"), lines)
 

@@ -15,6 +15,7 @@ from slimming_prose import HEAD, NOTES
 
 Facts = Mapping[str, Any]
 PAPER_NAMES = {"vgg19_bn": "VGG-19", "densenet40": "DenseNet-40", "resnet164": "ResNet-164"}
+FILES = {title: name for name, title in PAPER_NAMES.items()}
 PUBLISHED = {  # Liu et al. 2017, table 1, CIFAR-10
     ("vgg19_bn", 0.7): "2.30 M, -51.0 % FLOPs, 93.80 % (unpruned 93.66 %)",
     ("densenet40", 0.4): "0.66 M, -28.4 % FLOPs, 94.81 % (unpruned 93.89 %)",
@@ -283,5 +284,11 @@ def page(out: Path) -> str:
     cases = {path.stem: json.loads(path.read_text()) for path in sorted(out.glob("digits*.json"))}
     if cases:
         parts += ["## Digits\n", NOTES["digits"], *digits(cases)]
+    missing = [title for study, (title, _) in SECTIONS.items() if not rows_of(out, study)]
+    missing += [name for name in PAPER_NAMES.values() if not list((out / "paper").glob(f"{FILES[name]}-*.json"))]
+    if missing:
+        parts.append(
+            f"Not measured yet, for want of time on the machine: {'; '.join(missing)}. Nor is what is left blank above.\n"
+        )
     parts.append(f"Measured on: {'; '.join(sorted(machines))}.\n")
     return "\n".join(parts)

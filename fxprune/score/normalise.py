@@ -10,8 +10,15 @@ With s the scores of one group:
 | l2 | s / sqrt(sum s^2) | Molchanov et al. 2017, eq. 11, arXiv:1611.06440 |
 | size | s / number of weights that produce one channel | a large filter has a large norm because it is large |
 | standard | (s - mean(s)) / standard deviation | may be negative |
+| log | log(1 + s / sum of all larger s) | below |
 
-A group whose divisor is 0 keeps its scores (under ``standard``: zeros).
+A group whose divisor is 0 keeps its scores (under ``standard`` and ``log``: zeros).
+
+``log`` is for scores without a unit of their own (gammas, norms) under a budget. Sums of such scores price the last channels of a layer like its
+first, so a budget empties the layers whose channels cost most, down to their floors. Under ``log``, channels that go from the smallest up cost
+-log(share of the group's score that is kept): what is kept of the product over groups of these shares is the largest possible. The largest
+channel of a group, whose removal would leave nothing, counts log(4), twice what any other can. Negative scores count as 0. To first order, and
+with squares of weights for s, this is LAMP (Lee et al. 2021, arXiv:2010.07611).
 """
 
 from __future__ import annotations
@@ -26,7 +33,7 @@ from fxprune.errors import BudgetError
 from fxprune.graph.channels import ChannelGraph, ChannelGroup
 from fxprune.score.scores import Score, named, producers
 
-NORMALISATIONS = ("none", "mean", "max", "l2", "size", "standard")
+NORMALISATIONS = ("none", "mean", "max", "l2", "size", "standard", "log")
 
 
 class Normalised:
@@ -50,6 +57,8 @@ class Normalised:
         if self.by == "standard":
             spread = values.std(correction=0)
             return (values - values.mean()) / spread if spread > 0 else torch.zeros_like(values)
+        if self.by == "log":
+            return _log_shares(values)
         divisor = _weights_per_channel(group) if self.by == "size" else _divisor(values, self.by)
         return values / divisor if divisor > 0 else values
 
@@ -59,7 +68,7 @@ def normalised(score: Any, by: str) -> Normalised:
 
     Args:
         score: a name, a callable, or a score that needs data.
-        by: "none", "mean", "max", "l2", "size" or "standard".
+        by: "none", "mean", "max", "l2", "size", "standard" or "log".
 
     Raises:
         BudgetError: an unknown name or normalisation.
@@ -73,6 +82,16 @@ def normalised(score: Any, by: str) -> Normalised:
 def _divisor(values: Tensor, by: str) -> float:
     found = {"mean": values.abs().mean(), "max": values.abs().max(), "l2": values.norm()}[by]
     return float(found)
+
+
+def _log_shares(values: Tensor) -> Tensor:
+    """What each channel takes from the logarithm of the kept sum, if smaller ones have gone before; in the order of the scores."""
+    ascending, order = values.clamp(min=0).sort(stable=True)
+    larger = ascending.flip(0).cumsum(0).flip(0) - ascending
+    larger[-1] = ascending[-1] / 3
+    found = torch.empty_like(values)
+    found[order] = torch.where(ascending > 0, ascending / larger, 0.0).log1p()
+    return found
 
 
 def _weights_per_channel(group: ChannelGroup) -> float:

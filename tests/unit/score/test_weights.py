@@ -90,14 +90,46 @@ def test_normalisations() -> None:
     close(normalised("l2", "mean")(group), magnitude(group))
 
 
+def test_log_prices_channels_by_what_is_left() -> None:
+    group = groups(seeded(Chain()))["conv2.weight"]
+    s = l1(group)
+    logs = normalised("l1", "log")(group)
+    order = s.argsort()
+    assert (logs.argsort() == order).all()
+    for count in range(1, len(s)):  # what goes from the smallest up costs the logarithm of what is kept
+        close(logs[order[:count]].sum(), -(s[order[count:]].sum() / s.sum()).log())
+    close(logs.max(), torch.tensor(4.0, dtype=torch.float64).log())
+    some_dead = normalised(lambda g: torch.arange(len(g)) - 2.0, "log")(group)
+    assert some_dead[:3].tolist() == [0, 0, 0]
+    assert bool((some_dead[3:] > 0).all())
+
+
+def test_log_keeps_a_budget_from_emptying_expensive_layers() -> None:
+    """Scores are equal in all layers; channels of the second cost most."""
+    model = nn.Sequential(
+        *(nn.Conv2d(3, 32, 3, padding=1), nn.ReLU()),
+        *(nn.Conv2d(32, 32, 3, padding=1), nn.ReLU()),
+        *(nn.Conv2d(32, 64, 3, stride=2, padding=1), nn.ReLU()),
+        *(nn.Conv2d(64, 64, 3, padding=1), nn.ReLU()),
+        nn.Conv2d(64, 4, 3, padding=1),
+    )
+    graph, budget = fxprune.analyze(model, torch.zeros(1, 3, 16, 16)), fxprune.Budget(macs=0.4)
+    left = {}
+    for by in ("none", "log"):
+        score = normalised(lambda group: 1 + torch.linspace(0, 0.1, len(group)), by)
+        left[by] = len(fxprune.plan(graph, budget=budget, score=score, floor=0.05).kept["2.weight"][0])
+    assert left["none"] <= 4  # the floor is 2 of 32
+    assert left["log"] >= 8
+
+
 def test_a_layer_of_equal_scores_stays_finite() -> None:
     group = groups(seeded(Chain()))["conv1.weight"]
-    for by in ("mean", "max", "l2", "size", "standard"):
+    for by in ("mean", "max", "l2", "size", "standard", "log"):
         for constant in (0.0, 2.0):
             assert bool(torch.isfinite(normalised(lambda g, c=constant: torch.full((len(g),), c), by)(group)).all())
 
 
-@pytest.mark.parametrize("name", [*sorted(NAMED), "l1:mean", "fpgm:max", "lamp:standard", "gamma:size"])
+@pytest.mark.parametrize("name", [*sorted(NAMED), "l1:mean", "fpgm:max", "lamp:standard", "gamma:size", "gamma:log"])
 def test_every_name_makes_a_plan(name: str) -> None:
     graph = fxprune.analyze(seeded(Residual()), image())
     plan = fxprune.plan(graph, 0.4, score=name)
@@ -109,7 +141,7 @@ def test_unknown_names() -> None:
     group = groups(seeded(Chain()))["conv1.weight"]
     with pytest.raises(BudgetError, match="'l3:mean'"):
         fxprune.plan(fxprune.analyze(seeded(Chain()), image()), 0.4, score="l3:mean")
-    with pytest.raises(BudgetError, match=r"none, mean, max, l2, size, standard, got 'median'"):
+    with pytest.raises(BudgetError, match=r"none, mean, max, l2, size, standard, log, got 'median'"):
         normalised("l1", "median")(group)
     with pytest.raises(BudgetError, match="median"):
         fxprune.plan(fxprune.analyze(seeded(Chain()), image()), 0.4, score="l1:median")

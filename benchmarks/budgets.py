@@ -138,24 +138,34 @@ def timed_row(
 
 
 def by_macs(graph: fxprune.ChannelGraph, costs: LatencyTable, allowed: float, others: dict[str, Any]) -> float:
-    """The share of the score that the largest MAC budget keeps whose plan takes at most that long by the table; NaN: none does.
+    """The share of the score that ``by_macs_plan`` keeps; NaN without one."""
+    plan = by_macs_plan(graph, costs, allowed, others, round_to=costs.alignment)
+    if plan is None:
+        return float("nan")
+    own = plan.figures["kept score"]
+    return own["achieved"] / own["original"]
+
+
+def by_macs_plan(
+    graph: fxprune.ChannelGraph, costs: LatencyTable, allowed: float, others: dict[str, Any], **options: Any
+) -> fxprune.Plan | None:
+    """The plan for the largest MAC budget that takes at most that long by the table; None: none does.
 
     ``others``: bounds that hold as well.
     """
-    low, high, kept = 0.0, 1.0, float("nan")
+    low, high, found = 0.0, 1.0, None
     for _ in range(STEPS):
         share = (low + high) / 2
         try:
-            plan = fxprune.plan(graph, budget=Budget(macs=share, **others), round_to=costs.alignment)
+            plan = fxprune.plan(graph, budget=Budget(macs=share, **others), **options)
         except BudgetError:
             low = share
             continue
         if costs.seconds(plan) <= allowed:
-            own = plan.figures["kept score"]
-            low, kept = share, own["achieved"] / own["original"]
+            low, found = share, plan
         else:
             high = share
-    return kept
+    return found
 
 
 def timed_table(rows: Sequence[dict[str, Any]]) -> str:

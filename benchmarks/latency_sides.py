@@ -1,8 +1,9 @@
 """Whose networks ``latency.py`` times: each side's slim network at a share of the MACs, made once and kept on disk.
 
 1. All sides rank by fxprune's ``magnitude`` score, globally. MACs are counted by torch.utils.flop_counter on one image.
-2. *fxprune*: ``slim`` with ``Budget(macs=share)``, widths multiples of 16 (what kernels for AVX-512 like), ``deploy``. *fxprune latency*: the same, but of the plans that use at least
-   97 % of those MACs the one that a latency table (batch 1, deployed) says is fastest: the least latency bound is found by bisection.
+2. *fxprune*: ``slim`` with ``Budget(macs=share)``, widths multiples of 16 (what kernels for AVX-512 like), ``deploy``. *fxprune latency*: the same,
+   but of the plans that use at least 97 % of those MACs the one that a latency table (batch 1, deployed) says is fastest: the least latency
+   bound is found by bisection.
 3. *torch-pruning*: its MagnitudePruner, global, with fxprune's scores per output channel of each layer (what has none there falls back to its own
    norm), at the ratio with that share of the MACs, to 2 %. *torch-pruning, 16*: the same with its ``round_to=16``.
 4. *torch-kirigami*: the channels of an fxprune plan without rounding, removed by its ``plan_remove``. Its own search examines every channel by

@@ -53,8 +53,8 @@ class _Timed(fx.Interpreter):
 @torch.no_grad()
 def profile(program: fx.GraphModule, inputs: Inputs, device: torch.device, rounds: int) -> tuple[dict[str, float], float]:
     """Seconds per node, and of the whole (clauses 1 to 3)."""
-    timed = _Timed(program, inputs, device)
     own = inputs.map(torch.clone)
+    timed = _Timed(program, own, device)
     plain = partial(program, *own.args, **own.kwargs)
     totals: list[float] = []
     for done in range(WARM_UP + rounds):

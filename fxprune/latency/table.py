@@ -140,7 +140,7 @@ def seconds_of(model: nn.Module, example_inputs: Any, *, seconds: float = 2.0) -
         example_inputs: a tensor, a tuple of arguments or a dict of keyword arguments.
         seconds: how long to measure.
     """
-    inputs = given(example_inputs)
+    inputs = given(example_inputs).map(torch.clone)
     with torch.no_grad():
         (times,) = interleaved([partial(model, *inputs.args, **inputs.kwargs)], _device(model), seconds)
     return typical(times)

@@ -17,6 +17,7 @@ from torch.export import Dim
 from torchvision.ops import FrozenBatchNorm2d, stochastic_depth
 
 import fxprune
+from fxprune import latency
 from fxprune.errors import BudgetError, InputError
 from fxprune.inference import deploy, deployment_of, fold
 from fxprune.inference.observe import difference, flushed
@@ -256,6 +257,27 @@ def test_what_the_caller_gave_is_not_overwritten(function: Callable[[Any, Tensor
     for form in ("as given", "folded", "in place", "channels last"):
         assert difference([run(deploy(model, x, form=form), x)], [expected]) <= EXACT
         assert torch.equal(x, kept), form
+
+
+def test_inputs_are_only_read_by_those_who_measure() -> None:
+    class Writing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 8, 3)
+            self.last = nn.Conv2d(8, 4, 1)
+
+        def forward(self, x: Tensor, by: Tensor | None = None) -> Tensor:
+            x.mul_(0.5)
+            return self.last(self.conv(x if by is None else x + by.mul_(2)).relu())
+
+    x = image(dtype=torch.float32)
+    inputs = {"x": x, "by": torch.ones(1)}
+    before = x.clone()
+    deploy(Writing(), inputs, seconds=1e-9)
+    latency.seconds_of(Writing(), x, seconds=1e-9)
+    latency.measure(Writing(), inputs, cache=None, rounds=1, show=False)
+    assert torch.equal(x, before)
+    assert inputs["by"] == 1
 
 
 def test_a_form_can_be_asked_for() -> None:

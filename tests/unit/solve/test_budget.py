@@ -65,6 +65,12 @@ def widths(plan: fxprune.Plan) -> list[int]:
         ("latency", "12ms", 0.012, False),
         ("latency", "800us", 0.0008, False),
         ("latency", 0.5, 0.5, True),
+        ("macs", "0.5", 0.5, True),
+        ("latency", ".5", 0.5, True),
+        ("params", "1", 1, False),
+        ("params", "2_000_000", 2e6, False),
+        ("macs", np.float32(0.5), 0.5, True),
+        ("params", np.int64(2000), 2000, False),
     ],
 )
 def test_amounts(kind: str, given: Any, value: float, share: bool) -> None:
@@ -77,6 +83,8 @@ def test_amounts(kind: str, given: Any, value: float, share: bool) -> None:
     [
         ({}, "bounds nothing"),
         ({"macs": 50}, r"Did you mean 0\.5\?"),
+        ({"macs": 1}, r"Did you mean 1\.0\?"),
+        ({"macs": "1,5G"}, "got '1,5G'"),
         ({"macs": 40.0}, r"Did you mean 0\.4\?"),
         ({"macs": -1}, "what REMAINS"),
         ({"macs": 0}, "what REMAINS"),

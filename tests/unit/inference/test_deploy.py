@@ -108,6 +108,31 @@ def test_every_pair_of_layer_and_norm(conv: nn.Module, norm: nn.Module, shape: t
     assert [n.op for n in result.graph.nodes].count("call_module") == 2
 
 
+class Bordered(nn.Module):
+    """Convolutions whose inputs lose channels with constants left, zero padding between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.bn1 = nn.Conv2d(3, 12, 3, padding=1), nn.BatchNorm2d(12)
+        self.two, self.bn2 = nn.Conv2d(12, 8, 3, padding=1, stride=2, bias=False), nn.BatchNorm2d(8)
+        self.three, self.bn3 = nn.ConvTranspose2d(8, 6, 3, padding=1, output_padding=1, stride=2), nn.BatchNorm2d(6)
+        self.last = nn.Conv2d(6, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn1(self.one(x)))
+        x = F.relu(self.bn2(self.two(x)))
+        return self.last(F.relu(self.bn3(self.three(x))))
+
+
+def test_norms_behind_border_maps_are_folded() -> None:
+    slim = fxprune.slim(seeded(Bordered()), 0.5, image(), absorb="exact")
+    maps = [node for node in slim.graph.nodes if "absorbed" in node.name and node.op == "call_function"]
+    assert len(maps) == 2
+    result = deployed(slim, image(), gone=3)
+    assert not norms(result)
+    run(result, image(3, 3, 12, 10))
+
+
 def test_a_convolution_read_by_two_norms_stays() -> None:
     model = net(lambda m, x: m.a(y := m.conv(x)) + m.b(y), conv=nn.Conv2d(3, 4, 3), a=nn.BatchNorm2d(4), b=nn.BatchNorm2d(4))
     result = deployed(model, image(), gone=0)

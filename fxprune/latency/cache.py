@@ -25,7 +25,7 @@ from fxprune.errors import FileFormatError
 from fxprune.inference.deploy import FORMS
 from fxprune.io.atomic import replacing
 
-FORMAT = 2
+FORMAT = 2  # another one for other samples, or other forms of deployment
 
 
 def processor() -> str:
@@ -68,7 +68,7 @@ def _settings() -> list[str]:
     kernels = {
         "mkldnn": torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled,
         "cudnn": torch.backends.cudnn.enabled,
-    }  # type: ignore[attr-defined]
+    }
     found = [name for name, on in kernels.items() if on]
     found += ["cudnn.benchmark"] if torch.backends.cudnn.benchmark else []
     return [*found, f"matmul {torch.get_float32_matmul_precision()}"]

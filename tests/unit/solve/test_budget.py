@@ -124,6 +124,22 @@ def test_a_budget_is_met_and_used(amounts: dict[str, Any]) -> None:
     assert any("no plan for this budget keeps more" in note for note in fxprune.plan_of(slim).notes)
 
 
+def test_bounds_on_counts_are_whole_numbers() -> None:
+    model, inputs = network()
+    graph = fxprune.analyze(model, inputs)
+    cost = Cost(graph)
+    (half,) = limits(graph, cost, Budget(macs=0.5))
+    original = half.original
+    assert half.bound == original // 2
+    hairs = [n for n in range(1, int(original)) if n / original * original < n]
+    assert hairs, "shares of whole numbers that floating point makes a hair smaller"
+    for n in hairs[:: len(hairs) // 20 + 1]:
+        (limit,) = limits(graph, cost, Budget(macs=n / original))
+        assert limit.bound == n
+    (tiny,) = limits(graph, cost, Budget(macs=0.1 / original))
+    assert 0 < tiny.bound < 1
+
+
 def test_parts_have_bounds_and_floors_of_their_own() -> None:
     model, inputs = network()
     graph = fxprune.analyze(model, inputs)

@@ -12,7 +12,7 @@
 6. Between grid points times are linear along each axis (solve/cost_table.py): ``constant`` and ``entries`` are what the solver takes, for widths
    that are multiples of ``alignment``. ``seconds`` multiplies by the factors of clause 4 as well.
 7. A sample that took over 8 % longer than its own table says was disturbed: it is measured once more at the end, and so is the full network,
-   on which shares rest. Of two times of a node the lesser counts.
+   on which shares rest. Of two times of a node the lesser counts. That is done once: a table on disk stays what it is.
 """
 
 from __future__ import annotations
@@ -201,7 +201,7 @@ def measure_subject(
             bench.add(number, plan)
             step("")
     table = bench.table()
-    again = [number for number in range(len(plans)) if bench.disturbed(number, table)]
+    again = bench.disturbed(table)
     with steps("measuring once more", len(again), show=show and bool(again)) as step:
         for number in again:
             bench.add(number, plans[number], again=True)
@@ -237,18 +237,18 @@ class Bench:
         widths = {f"{name}[{dim}]": len(rows) for name, dims in made.kept.items() for dim, rows in dims.items()}
         self.kept.put(number, widths, seconds, total)
 
-    def disturbed(self, number: int, table: LatencyTable) -> bool:
-        """Clause 7; no sample is looked at a third time."""
-        sample = self.kept.samples[number]
-        if not sample["seconds"] or sample["looks"] > 1:
-            return False
-        widths = {(e.name, i): width for e in table.entries for i, width in enumerate(_widths(e, sample))}
-        entries = (
-            e.at(own) * factor(e, table.penalties[e.name], own)
-            for e in table.entries
-            for own in [[widths[e.name, i] for i in range(len(e.axes))]]
-        )
-        return number == 0 or sample["total"] > DISTURBED * (table.constant + sum(entries))
+    def disturbed(self, table: LatencyTable) -> list[int]:
+        """Clause 7: the numbers of the samples to measure once more, the full network last; none if that was done."""
+        kept = self.kept.samples
+        if kept[0]["looks"] > 1 or not kept[0]["seconds"]:
+            return []
+        found = []
+        for number in sorted(kept)[1:]:
+            widths = {entry.name: _widths(entry, kept[number]) for entry in table.entries}
+            entries = (e.at(widths[e.name]) * factor(e, table.penalties[e.name], widths[e.name]) for e in table.entries)
+            if kept[number]["looks"] == 1 and kept[number]["total"] > DISTURBED * (table.constant + sum(entries)):
+                found.append(number)
+        return [*found, 0]
 
     def table(self) -> LatencyTable:
         """Clauses 2, 4 and 5."""

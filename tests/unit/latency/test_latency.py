@@ -155,7 +155,9 @@ def widths_of(program: fx.GraphModule) -> dict[str, int]:
     return {f"{name}[{d}]": size for name, p in program.named_parameters() for d, size in enumerate(p.shape)}
 
 
-def machine(monkeypatch: pytest.MonkeyPatch, dear: float = 1.0, stop_after: int = 10**9, few: int = 41, slow: int = -1) -> list[int]:
+def machine(
+    monkeypatch: pytest.MonkeyPatch, dear: float = 1.0, stop_after: int = 10**9, few: int = 41, slow: int = -1
+) -> list[int]:
     """``slow``: the number of a sample during which something else runs."""
     calls: list[int] = []
 
@@ -284,6 +286,25 @@ def test_a_disturbed_sample_is_measured_again(monkeypatch: pytest.MonkeyPatch, t
         calls.clear()
         table(tmp_path / str(slow), model=wide(), deployed=False)
         assert not calls
+
+
+def test_noise_is_looked_into_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Whatever is measured once more, the next table measures nothing."""
+    noise = np.random.default_rng(0)
+    calls = machine(monkeypatch)
+    quiet = sys.modules[HOME].profile  # type: ignore[attr-defined]
+
+    def noisy(*given: Any) -> tuple[dict[str, float], float]:
+        seconds, total = quiet(*given)
+        slower = float(1 + noise.exponential(0.2))
+        return {name: slower * value for name, value in seconds.items()}, slower * total
+
+    monkeypatch.setattr(sys.modules[HOME], "profile", noisy)
+    first = table(tmp_path, model=wide(), deployed=False)
+    assert 41 + 1 < len(calls) <= 2 * 41
+    calls.clear()
+    assert table(tmp_path, model=wide(), deployed=False).seconds() == first.seconds()
+    assert not calls
 
 
 def test_damaged_files_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ budget can exceed, *uniform* what the best plan with equal shares everywhere kee
 capture and analysis.
 
 With ``--latency`` networks are slimmed for latency budgets, of the deployed form. *Achieved* is then what the clock said of the slim model
-beside the original, *predicted* what the table did; *MACs keep* is what the best plan for a MAC budget keeps that the table gives the same time.
-Seconds are those of ``slim``, verification left out, timing included, the table (*table*) not.
+beside the original, *predicted* what the table did, in seconds and (of shares) as shares of what either says of the original; *MACs keep* is
+what the best plan for a MAC budget keeps that the table gives the same time. Seconds are those of ``slim``, verification left out, timing included,
+the table (*table*) not. With ``--json`` what the file holds is not measured again.
 """
 
 from __future__ import annotations
@@ -126,6 +127,7 @@ def timed_row(
         "budget": amounts,
         "achieved": {kind: own["achieved"] / own["original"] for kind, own in plan.figures.items() if kind != "kept score"},
         "predicted": found["predicted"] / found["measured"],
+        "relative": (found["predicted"] / costs.seconds()) / (found["measured"] / found["original"]),
         "milliseconds": {kind: 1e3 * found[kind] for kind in ("original", "asked", "predicted", "measured")},
         "rounds": found["rounds"],
         "kept": score["achieved"] / score["original"],
@@ -138,30 +140,40 @@ def timed_row(
 
 
 def by_macs(graph: fxprune.ChannelGraph, costs: LatencyTable, allowed: float, others: dict[str, Any]) -> float:
-    """The share of the score that the largest MAC budget keeps whose plan takes at most that long by the table; NaN: none does.
+    """The share of the score that ``by_macs_plan`` keeps; NaN without one."""
+    plan = by_macs_plan(graph, costs, allowed, others, round_to=costs.alignment)
+    if plan is None:
+        return float("nan")
+    own = plan.figures["kept score"]
+    return own["achieved"] / own["original"]
+
+
+def by_macs_plan(
+    graph: fxprune.ChannelGraph, costs: LatencyTable, allowed: float, others: dict[str, Any], **options: Any
+) -> fxprune.Plan | None:
+    """The plan for the largest MAC budget that takes at most that long by the table; None: none does.
 
     ``others``: bounds that hold as well.
     """
-    low, high, kept = 0.0, 1.0, float("nan")
+    low, high, found = 0.0, 1.0, None
     for _ in range(STEPS):
         share = (low + high) / 2
         try:
-            plan = fxprune.plan(graph, budget=Budget(macs=share, **others), round_to=costs.alignment)
+            plan = fxprune.plan(graph, budget=Budget(macs=share, **others), **options)
         except BudgetError:
             low = share
             continue
         if costs.seconds(plan) <= allowed:
-            own = plan.figures["kept score"]
-            low, kept = share, own["achieved"] / own["original"]
+            low, found = share, plan
         else:
             high = share
-    return kept
+    return found
 
 
 def timed_table(rows: Sequence[dict[str, Any]]) -> str:
     """Latency budgets as Markdown."""
     lines = [
-        "| network | asked | achieved | ms | predicted / measured | rounds | kept | gap | uniform keeps | MACs keep | seconds |",
+        "| network | asked | achieved | ms | predicted / measured (of shares) | rounds | kept | gap | uniform keeps | MACs keep | seconds |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for own in rows:
@@ -172,8 +184,9 @@ def timed_table(rows: Sequence[dict[str, Any]]) -> str:
         achieved = ", ".join(f"{own['achieved'][kind]:.1%}" for kind in own["budget"])
         spans = own["milliseconds"]
         numbers = f"{own['kept']:.1%} | {own['gap']:.2%} | {own['uniform']:.1%} | {own['macs']:.1%} | {own['seconds']:.1f}"
+        foreseen = f"{own['predicted']:.3f} ({own['relative']:.3f})"
         lines.append(
-            f"| {own['network']} | {asked} | {achieved} | {spans['original']:.2f} -> {spans['measured']:.2f} | {own['predicted']:.3f} | "
+            f"| {own['network']} | {asked} | {achieved} | {spans['original']:.2f} -> {spans['measured']:.2f} | {foreseen} | "
             f"{own['rounds']:.0f} | {numbers} |"
         )
     return "\n".join(lines)
@@ -202,12 +215,18 @@ def main() -> None:
     parser.add_argument("--networks", nargs="*", default=[*NETWORKS, *MORE])
     parser.add_argument("--latency", action="store_true", help="latency budgets instead")
     parser.add_argument("--json", type=Path, help="write the measurements to this file")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no network after that time")
     options = parser.parse_args()
     warnings.simplefilter("ignore", fxprune.FxpruneWarning)
     torch.set_num_threads(1)
     show = timed_table if options.latency else table
-    rows = []
+    rows = json.loads(options.json.read_text())["rows"] if options.json and options.json.exists() else []
+    begin = time.perf_counter()
     for name in options.networks:
+        asked = LATENCIES if options.latency else BUDGETS
+        missing = [own for own in asked if not any(r["network"] == name and r["budget"] == own for r in rows)]
+        if not missing or time.perf_counter() - begin > 60 * options.minutes:
+            continue
         model, image = network(name)
         graph = fxprune.analyze(model, image)
         if options.latency:
@@ -216,15 +235,15 @@ def main() -> None:
             print(
                 f"{name}: a table in {time.process_time() - start:.1f} s, {costs.form}, alignment {costs.alignment}", flush=True
             )
-        for amounts in LATENCIES if options.latency else BUDGETS:
+        for amounts in missing:
             if options.latency:
                 rows.append(timed_row(name, model, image, graph, costs, amounts))
             else:
                 rows.append(row(name, model, image, graph, amounts))
             print(show(rows[-1:]).splitlines()[-1], flush=True)
+            if options.json:
+                options.json.write_text(json.dumps({"machine": facts(), "rows": rows}, indent=2), encoding="utf-8")
     print(f"\n{line()}\n\n{show(rows)}")
-    if options.json:
-        options.json.write_text(json.dumps({"machine": facts(), "rows": rows}, indent=2), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,286 +1,244 @@
-"""Slim networks at equal MACs, timed beside those of torch-pruning and torch-kirigami: ``python benchmarks/latency.py``.
+"""Slim networks at equal MACs, timed beside those of torch-pruning and torch-kirigami.
 
-1. Every side removes channels until a share of the MACs is left (0.5 and 0.25, counted by torch.utils.flop_counter); its ratio is found by
-   bisection. fxprune ranks by its ``magnitude`` score and rounds widths to multiples of 8; torch-pruning ranks by the same numbers, handed to it per
-   output channel of each layer (what has none there falls back to its own norm); torch-kirigami has its own GroupMagnitude. `fxprune plain` is
-   fxprune without rounding and without deploy.
-2. fxprune's network is deployed for the batch size in question; the peers' networks run as they come. All run in one process, in turns
-   (fxprune/timing.py): eager, under torch.compile, and in ONNX Runtime, each with the original beside them.
-3. The speed-up realised is original / slim latency; its share of the MAC reduction says how much of what was saved is felt.
-4. ``--predict`` compares latency tables (fxprune.latency) with measured networks instead, at ratios 0.3, 0.5 and 0.7.
+    python benchmarks/latency.py --file latency.json                     # everything: some hours on one core
+    python benchmarks/latency.py --file latency.json --minutes 5         # in pieces: goes on where it stopped
+    python benchmarks/latency.py --file latency.json --show              # the tables of what is there
+    python benchmarks/latency.py --predict --networks resnet50           # latency tables against measurements
+
+1. A *cell* is a network, a share of the MACs, a runtime and a batch size. Its sides (latency_sides.py) are timed in one process, in turns
+   (fxprune/timing.py). With one thread the clock is the CPU time of that thread, which other processes on the machine disturb little.
+2. fxprune's networks are deployed: eager ones for the batch size in question, folded ones for compilers. The peers' networks run as they come.
+   Under torch.compile all are compiled for the batch size; ONNX Runtime gets the dynamo exporter's file, with a dynamic batch.
+3. The *speed-up realised* is the original's latency over the slim one's, and its share of the MAC reduction says how much of what was saved is
+   felt. The original is taken as it is, and deployed as well (in the runtime in question): what ``deploy`` gains counts in the first only.
+4. A side that fails, and one that was left out, is in the cell with the reason.
+5. ``--predict`` compares a latency table with networks slimmed at random by ratios 0.3, 0.5 and 0.7, with widths as they fall and with multiples of
+   8: the predicted time over the measured one, and the predicted over the measured share of the original's time.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import json
-import tempfile
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import latency_sides as sides
 import machine
 import torch
 from networks import torchvision_network
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 import fxprune
+from fxprune.io.atomic import replacing
 from fxprune.latency import measure
 from fxprune.timing import interleaved, typical
 
 NETWORKS = ("resnet50", "vgg16_bn", "densenet121", "mobilenet_v2")
 SHARES = (0.5, 0.25)
-RUNTIMES = ("eager", "compile", "onnx")
-PEERS = ("torch-pruning", "torch-kirigami")
-CLOSE = 0.01
-STEPS = 8
+RUNTIMES = ("eager", "onnx", "compile")
+RATIOS = (0.3, 0.5, 0.7)
+ORIGINAL, DEPLOYED = "original", "original deployed"
+LONG = 0.5  # seconds of a call, of which fewer are timed
+FEW = 3
 
-Make = Callable[[nn.Module, Tensor, float], nn.Module]
-
-
-def ours(model: nn.Module, image: Tensor, ratio: float, round_to: int = 8) -> nn.Module:
-    """The network that fxprune makes; the model stays as it is."""
-    return fxprune.slim(model, ratio, image, score="magnitude", round_to=round_to, verify=False)
+Call = Callable[[], object]
 
 
-class Shared:
-    """An importance for torch-pruning: fxprune's scores, per output channel of the layer that a group starts with."""
+def cell(network: str, share: float, runtime: str, batch: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Clauses 1 to 4 for one cell."""
+    torch.manual_seed(0)
+    model, image = torchvision_network(network)
+    shown = image.repeat(batch, 1, 1, 1)
+    modules: dict[str, nn.Module] = {ORIGINAL: model, DEPLOYED: model}
+    left, notes, absent = {ORIGINAL: 1.0, DEPLOYED: 1.0}, {}, {}
+    for side in options.sides:
+        try:
+            found = sides.made(side, network, share, options.nets)
+        except Exception as error:  # noqa: BLE001 - whatever a peer raises is a result
+            absent[side] = f"{type(error).__name__}: {error}"
+            continue
+        modules[side], left[side], notes[side] = found.module, found.left, found.note
+    torch._dynamo.reset()
+    with torch.no_grad():
+        made = {
+            side: attempted(side, module, runtime, shown, options, f"{network}-{share:g}") for side, module in modules.items()
+        }
+        absent |= {side: found for side, found in made.items() if isinstance(found, str)}
+        calls = {side: found for side, found in made.items() if not isinstance(found, str)}
+        limit = options.seconds * len(calls)
+        times = interleaved(list(calls.values()), torch.device("cpu"), limit, rounds(calls[ORIGINAL]))
+    seconds = {side: typical(own) for side, own in zip(calls, times, strict=True)}
+    place = {"network": network, "share": share, "runtime": runtime, "batch": batch, "threads": torch.get_num_threads()}
+    return {**place, "seconds": seconds, "macs": left, "notes": notes, "absent": absent, "rounds": len(times[0])}
 
-    def __init__(self, model: nn.Module, image: Tensor) -> None:
-        self.scores: dict[str, Tensor] = {}
-        for group in fxprune.analyze(model, image).groups:
-            values = fxprune.score.magnitude(group)
-            for member in group.members:
-                if not member.reads and member.dim == 0 and member.name.endswith(".weight"):
-                    layer = self.scores.setdefault(member.name, torch.zeros(model.get_parameter(member.name).shape[0]))
-                    layer[torch.from_numpy(member.atom)] = values[torch.from_numpy(member.channel)].float()
-        self.missing: list[str] = []
 
-    def __call__(self, group: Any) -> Tensor:
-        """Scores of a group of torch-pruning, shape (channels,)."""
-        for dependency, places in group:
-            name = f"{dependency.target.name.split(' ')[0]}.weight"
-            if name in self.scores and len(places) == len(group[0].idxs) and "out_channels" in str(dependency.handler):
-                return self.scores[name][torch.as_tensor(places) % len(self.scores[name])]
-        import torch_pruning
-
-        self.missing.append(group[0].dep.target.name)
-        return torch_pruning.importance.GroupMagnitudeImportance(p=2)(group)
-
-
-def torch_pruning_side(model: nn.Module, image: Tensor, ratio: float) -> nn.Module:
-    """torch-pruning's network, with fxprune's scores."""
-    import torch_pruning
-
-    made = copy.deepcopy(model)
-    last = [module for module in made.modules() if isinstance(module, nn.Linear)][-1]
-    importance = Shared(model, image)
-    options = {"global_pruning": True, "pruning_ratio": ratio, "ignored_layers": [last]}
-    torch_pruning.pruner.MagnitudePruner(made, image, importance, **options).step()
+def attempted(side: str, module: nn.Module, runtime: str, image: Tensor, options: argparse.Namespace, name: str) -> Call | str:
+    """What is timed, or why there is none (clause 4): an exporter or compiler may fail too."""
+    try:
+        made = call(side, module, runtime, image, options, name)
+        made()
+    except Exception as error:  # noqa: BLE001
+        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
     return made
 
 
-def torch_kirigami_side(model: nn.Module, image: Tensor, ratio: float) -> nn.Module:
-    """torch-kirigami's network."""
-    from torch_kirigami import DependencyGraph
-    from torch_kirigami.pruning import ChannelRatio, Greedy, GroupMagnitude, Pruner
-
-    made = copy.deepcopy(model)
-    pruner = Pruner(made, graph=DependencyGraph.build(made, args=(image,)))
-    budget = ChannelRatio(ratio, scope="global")
-    return pruner.prune(pruner.discover_candidates(), budget=budget, strategy=Greedy(GroupMagnitude(p=2)))[0]
+def rounds(original: Call) -> int:
+    """Fewer where a call takes long."""
+    start = time.perf_counter()
+    original()
+    return FEW if time.perf_counter() - start > LONG else 10_000
 
 
-SIDES: dict[str, Make] = {
-    "fxprune": ours,
-    "fxprune plain": partial(ours, round_to=1),
-    "torch-pruning": torch_pruning_side,
-    "torch-kirigami": torch_kirigami_side,
-}
+def call(side: str, module: nn.Module, runtime: str, image: Tensor, options: argparse.Namespace, name: str) -> Call:
+    """What is timed (clause 2)."""
+    if side in sides.OURS or side == DEPLOYED:
+        module = fxprune.deploy(module, image, seconds=options.seconds if runtime == "eager" else 0)
+    if runtime == "onnx":
+        name = name if side not in (ORIGINAL, DEPLOYED) else name.partition("-")[0]
+        return session(module, image, options.nets / f"{name}-{side.replace(', ', '_').replace(' ', '_')}.onnx")
+    return partial(torch.compile(module) if runtime == "compile" else module, image)
 
 
-def macs(model: nn.Module, image: Tensor) -> int:
-    """Multiply-adds of one call."""
-    counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter:
-        model(image)
-    return counter.get_total_flops() // 2
-
-
-def at_share(make: Make, model: nn.Module, image: Tensor, share: float) -> tuple[nn.Module, float, float]:
-    """The network of one side with that share of the MACs, its ratio, and the share it has."""
-    whole, low, high = macs(model, image), 0.0, 0.95
-    best: tuple[nn.Module, float, float] | None = None
-    for _ in range(STEPS):
-        ratio = (low + high) / 2
-        found = make(model, image, ratio)
-        left = macs(found, image) / whole
-        if best is None or abs(left - share) < abs(best[2] - share):
-            best = found, ratio, left
-        if abs(left - share) <= CLOSE * share:
-            break
-        low, high = (ratio, high) if left > share else (low, ratio)
-    assert best is not None
-    return best
-
-
-def session(model: nn.Module, image: Tensor, folder: Path, name: str) -> Callable[[], object]:
+def session(model: nn.Module, image: Tensor, file: Path) -> Call:
     """A call of the model in ONNX Runtime."""
     import onnxruntime
 
-    path = folder / f"{name.replace(' ', '_')}.onnx"
-    torch.onnx.export(model, (image,), path, dynamo=True, verbose=False)
+    if not file.exists():
+        shapes = ({0: torch.export.Dim("batch", min=1, max=1024)},)
+        with replacing(file) as stream:
+            torch.onnx.export(
+                model, (image[:1].repeat(2, 1, 1, 1),), dynamo=True, dynamic_shapes=shapes, verbose=False, external_data=False
+            ).save(stream)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    made = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    made = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     return partial(made.run, None, {made.get_inputs()[0].name: image.numpy()})
 
 
-def calls(
-    runtime: str, modules: dict[str, nn.Module], image: Tensor, seconds: float, folder: Path
-) -> dict[str, Callable[[], object]]:
-    """What is timed, by side (clause 2)."""
-    made: dict[str, Callable[[], object]] = {}
-    for side, module in modules.items():
-        shown = fxprune.deploy(module, image, seconds=seconds if runtime == "eager" else 0) if side == "fxprune" else module
-        if runtime == "onnx":
-            made[side] = session(shown, image, folder, side)
-        else:
-            made[side] = partial(torch.compile(shown) if runtime == "compile" else shown, image)
-    return made
-
-
-def compare(name: str, options: argparse.Namespace, console: Console) -> list[dict[str, Any]]:
-    """Clauses 1 to 3 for one network."""
-    torch.manual_seed(0)
-    model, image = torchvision_network(name)
-    rows: list[dict[str, Any]] = []
-    for share in options.shares:
-        modules, left = {"original": model}, {"original": 1.0}
-        for side in ("fxprune", "fxprune plain", *options.peers):
-            found = attempted(name, side, model, image, share, console)
-            if found is not None:
-                modules[side], left[side] = found
-        for batch in options.batches:
-            shown = image.repeat(batch, 1, 1, 1)
-            for runtime in options.runtimes:
-                rows.append(time_one(name, share, runtime, modules, left, shown, options.seconds))
-                console.print(line(rows[-1]), highlight=False)
-    return rows
-
-
-def attempted(
-    name: str, side: str, model: nn.Module, image: Tensor, share: float, console: Console
-) -> tuple[nn.Module, float] | None:
-    """A side's network and its share of the MACs; a side that fails on a network is a result too."""
-    try:
-        made, ratio, left = at_share(SIDES[side], model, image, share)
-    except Exception as error:  # noqa: BLE001 - whatever a peer raises
-        console.print(f"{name}: {side} failed: {type(error).__name__}: {error}", markup=False, highlight=False)
-        return None
-    console.print(f"{name}: {side} at ratio {ratio:.3f} has {left:.3f} of the MACs", highlight=False)
-    return made, left
-
-
-def time_one(
-    name: str, share: float, runtime: str, modules: dict[str, nn.Module], left: dict[str, float], image: Tensor, seconds: float
-) -> dict[str, Any]:
-    """One line of the table."""
-    torch._dynamo.reset()
-    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-        made = calls(runtime, modules, image, seconds, Path(folder))
-        times = interleaved(list(made.values()), torch.device("cpu"), seconds * len(made))
-    found = {side: typical(own) for side, own in zip(made, times, strict=True)}
-    return {"network": name, "share": share, "runtime": runtime, "batch": len(image), "seconds": found, "macs": left}
-
-
-def line(row: dict[str, Any]) -> str:
-    """The ratios of one line."""
-    own = row["seconds"]
-    told = [f"{side} {1e3 * value:.2f} ms" for side, value in own.items()]
-    peers = [
-        f"{side} / fxprune {value / own['fxprune']:.2f}" for side, value in own.items() if side in PEERS and "fxprune" in own
-    ]
-    felt = [f"{side} {realised(row, side):.2f}" for side in own if side != "original"]
-    place = f"{row['network']} {row['share']:g} {row['runtime']} batch {row['batch']}"
-    return f"{place}: {', '.join(told)}; {', '.join(peers)}; realised speed-up / MAC reduction: {', '.join(felt)}"
-
-
-def realised(row: dict[str, Any], side: str) -> float:
+def realised(row: dict[str, Any], side: str, original: str = ORIGINAL) -> float:
     """Clause 3."""
-    return row["seconds"]["original"] / row["seconds"][side] * row["macs"][side]
+    return float(row["seconds"][original] / row["seconds"][side] * row["macs"][side])
 
 
-def predict(name: str, console: Console) -> dict[str, Any]:
-    """Clause 4."""
+def shown(rows: Sequence[dict[str, Any]]) -> str:
+    """The cells as Markdown: milliseconds, share of the MACs, and what is felt of the reduction."""
+    names = [ORIGINAL, DEPLOYED, *sides.SIDES]
+    lines = [f"| network | MACs | runtime | batch | {' | '.join(names)} |", "|---" * (4 + len(names)) + "|"]
+    for row in rows:
+        own = []
+        for side in names:
+            if side in row["seconds"]:
+                felt = (
+                    "" if side in (ORIGINAL, DEPLOYED) else f" ({realised(row, side):.2f}, {realised(row, side, DEPLOYED):.2f})"
+                )
+                own.append(f"{1e3 * row['seconds'][side]:.2f}{felt}")
+            else:
+                own.append("-" if side not in row["absent"] else "failed")
+        lines.append(f"| {row['network']} | {row['share']:g} | {row['runtime']} | {row['batch']} | {' | '.join(own)} |")
+    for row in rows:
+        lines += [f"- {row['network']}, {row['share']:g}, {row['runtime']}: {side}: {why}" for side, why in row["absent"].items()]
+    return "\n".join(dict.fromkeys(lines))
+
+
+def predict(network: str) -> dict[str, Any]:
+    """Clause 5."""
     torch.manual_seed(0)
-    model, image = torchvision_network(name)
-    with tempfile.TemporaryDirectory() as folder:
-        table = measure(model, image, cache=folder)
-    modules, plans = [fxprune.deploy(model, image, form=table.form)], [None]
-    for ratio in (0.3, 0.5, 0.7):
-        slim = fxprune.slim(model, ratio, image, score="random", verify=False)
-        plans.append(fxprune.plan_of(slim))
-        modules.append(fxprune.deploy(slim, image, form=table.form))
+    model, image = torchvision_network(network)
+    table = measure(model, image)
+    plans: list[fxprune.Plan | None] = [None]
+    modules = [fxprune.deploy(model, image, form=table.form)]
+    for round_to in (1, 8):
+        for ratio in RATIOS:
+            slim = fxprune.slim(model, ratio, image, score="random", round_to=round_to, verify=False)
+            plans.append(fxprune.plan_of(slim))
+            modules.append(fxprune.deploy(slim, image, form=table.form))
     with torch.no_grad():
         times = interleaved([partial(module, image) for module in modules], torch.device("cpu"), 10)
     predicted, measured = [table.seconds(plan) for plan in plans], [typical(own) for own in times]
-    quotients = [a / b for a, b in zip(predicted, measured, strict=True)]
-    console.print(
-        f"{name} ({table.form}, alignment {table.alignment}): predicted / measured at ratios 0, 0.3, 0.5, 0.7: "
-        + ", ".join(f"{1e3 * a:.2f} / {1e3 * b:.2f} = {q:.3f}" for a, b, q in zip(predicted, measured, quotients, strict=True)),
-        highlight=False,
-    )
-    return {"network": name, "predicted": predicted, "measured": measured, "alignment": table.alignment}
+    return {
+        "network": network,
+        "threads": torch.get_num_threads(),
+        "form": table.form,
+        "alignment": table.alignment,
+        "predicted": predicted,
+        "measured": measured,
+    }
 
 
-def show(rows: Sequence[dict[str, Any]], console: Console) -> None:
-    """All lines as a table: milliseconds and, for peers, the quotient to fxprune's."""
-    sides = list(dict.fromkeys(side for row in rows for side in row["seconds"]))
-    table = Table(title="ms (quotient to fxprune's; share of the MAC reduction that is felt)", title_justify="left")
-    for column in ("network", "MACs", "runtime", "batch", *sides):
-        table.add_column(column, justify="right" if column not in ("network", "runtime") else "left")
+def predictions(rows: Sequence[dict[str, Any]]) -> str:
+    """Clause 5 as Markdown."""
+    heads = ["original", *(f"{ratio:g}" for ratio in RATIOS), *(f"{ratio:g}, multiples of 8" for ratio in RATIOS)]
+    lines = [f"| network | threads | {' | '.join(heads)} |", "|---" * (2 + len(heads)) + "|"]
     for row in rows:
-        cells = []
-        for side in sides:
-            value = row["seconds"].get(side)
-            felt = "" if side == "original" or value is None else f"; {realised(row, side):.2f}"
-            cells.append("failed" if value is None else f"{1e3 * value:.2f} ({value / row['seconds']['fxprune']:.2f}{felt})")
-        table.add_row(row["network"], f"{row['share']:g}", row["runtime"], str(row["batch"]), *cells)
-    console.print(table)
+        pairs = list(zip(row["predicted"], row["measured"], strict=True))
+        whole = pairs[0][0] / pairs[0][1]
+        cells = [f"{1e3 * a:.2f} / {1e3 * b:.2f} = {a / b:.2f} ({a / b / whole:.2f})" for a, b in pairs]
+        lines.append(f"| {row['network']} | {row['threads']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def read(file: Path | None) -> dict[str, Any]:
+    """What was measured before."""
+    return json.loads(file.read_text()) if file is not None and file.exists() else {"cells": {}, "predictions": {}}
+
+
+def write(file: Path | None, found: dict[str, Any]) -> None:
+    """All of it, at once."""
+    if file is not None:
+        with replacing(file) as stream:
+            stream.write((json.dumps({**found, "machine": machine.facts()}, indent=1) + "\n").encode())
+
+
+def wanted(options: argparse.Namespace) -> list[tuple[str, float, str, int]]:
+    """The cells that were asked for, by runtime: the cheap ones first."""
+    return [(n, s, r, b) for r in options.runtimes for b in options.batches for n in options.networks for s in options.shares]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Parse the command line, run, and write JSON if asked to."""
+    """Run what the command line says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="*", default=list(NETWORKS), help="torchvision classifiers")
     parser.add_argument("--shares", nargs="*", type=float, default=list(SHARES), help="of the MACs that are left")
     parser.add_argument("--batches", nargs="*", type=int, default=[1, 16])
     parser.add_argument("--runtimes", nargs="*", choices=RUNTIMES, default=list(RUNTIMES))
-    parser.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS))
-    parser.add_argument("--seconds", type=float, default=4.0, help="per network and side; default 4")
+    parser.add_argument("--sides", nargs="*", choices=sides.SIDES, default=list(sides.SIDES))
+    parser.add_argument("--seconds", type=float, default=2.0, help="of timing, per side of a cell; default 2")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--predict", action="store_true", help="latency tables against measurements (clause 4)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all numbers to FILE")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no cell after that time")
+    parser.add_argument("--predict", action="store_true", help="latency tables against measurements (clause 5)")
+    parser.add_argument("--show", action="store_true", help="measure nothing, print what is in the file")
+    parser.add_argument(
+        "--file", "--json", type=Path, metavar="FILE", help="where measurements are kept; what is there is not measured again"
+    )
+    parser.add_argument("--nets", type=Path, default=Path("latency-networks"), help="folder for slim networks, once made")
     options = parser.parse_args(arguments)
 
     torch.set_num_threads(options.threads)
     warnings.simplefilter("ignore")
-    console = Console(width=None if Console().is_terminal else 200)
-    console.print(machine.line(), highlight=False)
-    if options.predict:
-        rows: list[dict[str, Any]] = [predict(name, console) for name in options.networks]
-    else:
-        rows = [row for name in options.networks for row in compare(name, options, console)]
-        show(rows, console)
-    if options.json is not None:
-        options.json.write_text(json.dumps({"machine": machine.facts(), "rows": rows}, indent=2) + "\n")
+    found = read(options.file)
+    start = time.perf_counter()
+    if options.predict and not options.show:
+        for network in options.networks:
+            key = f"{network}, {options.threads} threads"
+            if key not in found["predictions"] and time.perf_counter() - start < 60 * options.minutes:
+                found["predictions"][key] = predict(network)
+                write(options.file, found)
+                print(predictions([found["predictions"][key]]).splitlines()[-1], flush=True)
+    for place in wanted(options) if not options.predict and not options.show else []:
+        key = ", ".join(map(str, (*place, f"{options.threads} threads")))
+        if key not in found["cells"] and time.perf_counter() - start < 60 * options.minutes:
+            found["cells"][key] = cell(*place, options)
+            write(options.file, found)
+            print(shown([found["cells"][key]]).splitlines()[2], flush=True)
+    print(machine.line())
+    if found["predictions"]:
+        print(predictions(list(found["predictions"].values())))
+    print(shown(list(found["cells"].values())))
 
 
 if __name__ == "__main__":

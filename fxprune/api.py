@@ -150,6 +150,7 @@ def _planned(
         seen = on(score, graph)
         known = _measured(graph, budget, seen, floor, round_to, scope)
         solved, told = rounded(known, round_to, lambda step: _solved(graph, ratio, known, seen, floor, step, scope))
+        told = told if solved[1].removed.any() else ()
         scored, solution, shown = solved[0], replace(solved[1], notes=(*solved[1].notes, *told)), graph
     warn_if_large(shown.groups, scored.name, solution.removed, given, scored.values)
     solution = solution if given is None else replace(solution, asked=given)

@@ -189,10 +189,11 @@ def _fastest(
         found[name], modules[name] = Candidate(name, error=error), module
     device = next((tensor.device for tensor in expected), torch.device("cpu"))
     if seconds:
-        calls = [partial(module, *inputs.args, **inputs.kwargs) for module in modules.values()]
+        own = [inputs.map(torch.clone) for _ in modules]  # a model may write into what it is given
+        calls = [partial(module, *given.args, **given.kwargs) for module, given in zip(modules.values(), own, strict=True)]
         times = interleaved(calls, device, seconds)
-        for name, own in zip(modules, times, strict=True):
-            found[name] = Candidate(name, typical(own), found[name].error)
+        for name, seen in zip(modules, times, strict=True):
+            found[name] = Candidate(name, typical(seen), found[name].error)
         chosen = min(modules, key=lambda name: (found[name].seconds, list(modules).index(name)))
     else:
         chosen = [name for name in FORMS[: FORMS.index(form) + 1] if name in modules][-1]

@@ -8,7 +8,8 @@
    read by two norms and a norm shared by two convolutions stay what they are.
 3. The channels of a convolution are dimension 1 (0 without a batch), those of a linear layer the last one; a norm over dimension 1
    is folded into a linear layer for inputs ``(n, c)`` only.
-4. A norm that comes before its convolution (pre-activation) stays: a ReLU stands between them, or zeros that padding adds after the norm.
+4. Between the layer and the norm may stand a border map (absorb/border.py), which adds ``conv(ones, K)``: then K' = scale * K as well.
+5. A norm that comes before its convolution (pre-activation) stays: a ReLU stands between them, or zeros that padding adds after the norm.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import copy
 import inspect
 import operator
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils import parametrize
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from fxprune.absorb.border import bordered
 from fxprune.capture.clone import module_at
 from fxprune.precision import double
 from fxprune.provenance.interpret import attribute
@@ -81,7 +83,7 @@ class Refused(Exception):  # noqa: N818 - a reason for people, caught in this fi
 
 @torch.no_grad()
 def fold_affine(graph: fx.Graph, root: nn.Module, ranks: Mapping[str, int]) -> Folded:
-    """Clauses 1 to 4, in place. ``ranks``: the number of dimensions of what each node computes."""
+    """Clauses 1 to 5, in place. ``ranks``: the number of dimensions of what each node computes."""
     calls: dict[str, int] = {}
     for node in graph.nodes:
         if node.op == "call_module":
@@ -92,9 +94,12 @@ def fold_affine(graph: fx.Graph, root: nn.Module, ranks: Mapping[str, int]) -> F
         if affine is None:
             continue
         try:
-            layer = _layer(affine.source, root)
-            scale, shift = _fitting(affine, layer, ranks)
-            _replace(graph, root, affine.source, scaled(layer, scale, shift), calls)
+            source, kernel = _behind(affine.source, root)
+            layer = _layer(source, root)
+            scale, shift = _fitting(replace(affine, source=source), layer, ranks)
+            _replace(graph, root, source, scaled(layer, scale, shift), calls)
+            if kernel is not None:
+                _replace_kernel(graph, root, affine.source, replace(layer, weight=kernel, bias=None, groups=1), scale)
         except Refused as reason:
             if affine.norm:
                 left[node.name] = str(reason)
@@ -197,6 +202,27 @@ def hooked(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
+def _behind(node: fx.Node, root: nn.Module) -> tuple[fx.Node, Tensor | None]:
+    """Clause 4: the layer behind a border map, and the map's kernel; else the node itself."""
+    if node.op != "call_function" or node.target is not bordered or not isinstance(node.args[0], fx.Node):
+        return node, None
+    if len(node.users) > 1:
+        raise Refused(f"{len(node.users)} nodes read {node.name!r}, and folding would change it for all of them")
+    kernel = constant(node.args[2], root)
+    if kernel is None:
+        raise Refused(f"the kernel of {node.name!r} is computed from the input")
+    return node.args[0], kernel
+
+
+def _replace_kernel(graph: fx.Graph, root: nn.Module, node: fx.Node, own: Layer, scale: Tensor) -> None:
+    """Clause 4: the border map at ``node`` gets a kernel of its own."""
+    weight, _ = scaled(own, scale, torch.zeros_like(scale))
+    name = f"_folded_{node.name}"
+    root.register_parameter(name, nn.Parameter(weight, requires_grad=False))
+    with graph.inserting_before(node):
+        node.update_arg(2, graph.get_attr(name))
+
+
 def _layer(node: fx.Node, root: nn.Module) -> Layer:
     """Clause 2."""
     if node.op == "call_module":
@@ -281,7 +307,7 @@ def _replace(graph: fx.Graph, root: nn.Module, node: fx.Node, new: tuple[Tensor,
             node.target = target
         _set(root, target, fresh)
         return
-    number = sum(name.startswith("_folded_") for name in root._parameters) // 2
+    number = sum(name.startswith("_folded_") and name.endswith("_weight") for name in root._parameters)
     given = _given(node)
     with graph.inserting_before(node):
         for key, value in (("weight", weight), ("bias", bias)):

@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
+from fxprune.absorb.border import bordered
 from fxprune.capture.clone import module_at
 from fxprune.inference.constants import mutates
 
@@ -28,7 +29,7 @@ FRESH_MODULES = (_ConvNd, nn.Linear, _BatchNorm, nn.MaxPool2d, nn.AvgPool2d, nn.
 FRESH_FUNCTIONS = frozenset(
     {
         *(F.conv1d, F.conv2d, F.conv3d, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d, F.linear),
-        *(F.batch_norm, torch.cat, operator.add, torch.add, operator.mul, torch.mul, operator.matmul),
+        *(F.batch_norm, bordered, torch.cat, operator.add, torch.add, operator.mul, torch.mul, operator.matmul),
     }
 )
 ACTIVATIONS: dict[type[nn.Module], Any] = {

@@ -1,7 +1,7 @@
 """Measured samples on disk.
 
-1. Every combination of device name, threads, torch version, dtype, input shapes and model structure has a file of its own, whose name is a digest
-   of them and in which they stand. Weights' numbers are no part of it.
+1. Every combination of device name, threads, torch version and settings, dtype, input shapes and strides, and model structure has a file of its own,
+   whose name is a digest of them and of this file's format, and in which they stand. Weights' numbers are no part of it; how they lie in memory is.
 2. Every sample is written at once (io/atomic.py): a measurement that is interrupted goes on from the last one. A file that cannot be read
    is an error that says so.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import platform
 from collections.abc import Mapping
@@ -21,9 +22,10 @@ from torch import Tensor, fx
 
 from fxprune.capture.inputs import Inputs
 from fxprune.errors import FileFormatError
+from fxprune.inference.deploy import FORMS
 from fxprune.io.atomic import replacing
 
-FORMAT = 1
+FORMAT = 2  # another one for other samples, or other forms of deployment
 
 
 def processor() -> str:
@@ -49,21 +51,38 @@ def machine_state(device: torch.device, program: fx.GraphModule, inputs: Inputs,
         "threads": torch.get_num_threads() if device.type == "cpu" else 0,
         "torch": torch.__version__,
         "dtype": str(next((p.dtype for p in program.parameters()), torch.float32)),
-        "inputs": [f"{tuple(x.shape)} {x.dtype}" for x in tensors],
+        "inputs": [f"{tuple(x.shape)} {x.dtype}{_laid_out(x)}" for x in tensors],
         "model": structure(program),
+        "settings": _settings(),
         "deployed": deployed,
     }
 
 
+def _laid_out(tensor: Tensor) -> str:
+    """How a tensor lies in memory, where that is not row by row."""
+    return "" if tensor.is_contiguous() else f" strides {tensor.stride()}"
+
+
+def _settings() -> list[str]:
+    """What else decides which kernels run."""
+    kernels = {
+        "mkldnn": torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled,
+        "cudnn": torch.backends.cudnn.enabled,
+    }
+    found = [name for name, on in kernels.items() if on]
+    found += ["cudnn.benchmark"] if torch.backends.cudnn.benchmark else []
+    return [*found, f"matmul {torch.get_float32_matmul_precision()}"]
+
+
 def structure(program: fx.GraphModule) -> str:
-    """A SHA-256 over the program, its modules' options and the shapes of its tensors; not over numbers."""
+    """A SHA-256 over the program, its modules' options, and the shapes and strides of its tensors; not over numbers."""
     digest = hashlib.sha256()
     for node in program.graph.nodes:
         digest.update(f"{node.name} {node.op} {node.target} {node.args} {node.kwargs}\n".encode())
     for name, module in program.named_modules():
         digest.update(f"{name} {type(module).__name__} {module.extra_repr()}\n".encode())
     for name, tensor in program.state_dict().items():
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}{_laid_out(tensor)}\n".encode())
     return digest.hexdigest()
 
 
@@ -79,7 +98,7 @@ class Samples:
 
     def __init__(self, folder: Path | None, state: Mapping[str, Any]) -> None:
         self.state = dict(state)
-        digest = hashlib.sha256(json.dumps(self.state, sort_keys=True).encode()).hexdigest()[:16]
+        digest = hashlib.sha256(json.dumps([FORMAT, self.state], sort_keys=True).encode()).hexdigest()[:16]
         self.file = None if folder is None else folder / f"latency-{digest}.json"
         self.form = ""
         self.by_number: dict[str, dict[str, Any]] = {}
@@ -99,8 +118,13 @@ class Samples:
         return str(number) in self.by_number
 
     def put(self, number: int, widths: Mapping[str, int], seconds: Mapping[str, float], total: float) -> None:
-        """Clause 2; no seconds: this sample cannot be made."""
-        self.by_number[str(number)] = {"widths": dict(widths), "seconds": dict(seconds), "total": total}
+        """Clause 2; no seconds: this sample cannot be made. Of a sample that was there before the lesser times count."""
+        before = self.by_number.get(str(number))
+        looks = 1 if before is None else int(before["looks"]) + 1
+        if before is not None and before["seconds"].keys() == seconds.keys():
+            seconds = {node: min(value, before["seconds"][node]) for node, value in seconds.items()}
+            total = min(total, before["total"])
+        self.by_number[str(number)] = {"widths": dict(widths), "seconds": dict(seconds), "total": total, "looks": looks}
         self._write()
 
     def _write(self) -> None:
@@ -122,7 +146,7 @@ class Samples:
         try:
             data = json.loads(self.file.read_text(encoding="utf-8"))
             same = data["format"] == FORMAT and data["machine"] == self.state
-            self.form = str(data["form"])
+            self.form = _form(data["form"])
             self.by_number = {str(int(number)): _sample(sample) for number, sample in data["samples"].items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise FileFormatError(
@@ -137,7 +161,19 @@ class Samples:
             )
 
 
+def _form(name: str) -> str:
+    if name not in FORMS:
+        raise ValueError(f"no form of deployment: {name!r}")
+    return name
+
+
 def _sample(data: Mapping[str, Any]) -> dict[str, Any]:
     widths = {str(label): int(width) for label, width in data["widths"].items()}
-    seconds = {str(node): float(value) for node, value in data["seconds"].items()}
-    return {"widths": widths, "seconds": seconds, "total": float(data["total"])}
+    seconds = {str(node): _seconds(value) for node, value in data["seconds"].items()}
+    return {"widths": widths, "seconds": seconds, "total": _seconds(data["total"]), "looks": int(data["looks"])}
+
+
+def _seconds(value: Any) -> float:
+    if not 0 <= float(value) < math.inf:
+        raise ValueError(f"no time: {value!r}")
+    return float(value)

@@ -2,8 +2,8 @@
 
 1. The program runs node by node; the clock runs while a node computes and stands while values are fetched and forgotten. Caches, allocations
    and memory traffic are those of the whole program, which a layer that is called by itself does not have.
-2. What counts are the rounds in which the whole took least: a third of them; of these the mean, per node, so that nodes add up to a real run. Values
-   are dropped as soon as nobody needs them, as in a normal run.
+2. Of every node the third of rounds in which it took least counts, and of these the mean: other processes only ever add time, now to this node and
+   now to that. Values are dropped as soon as nobody needs them, as in a normal run.
 3. Runs node by node take turns with plain calls, whose time is the total: nodes add up to less, since calls cost something too.
 """
 
@@ -53,8 +53,9 @@ class _Timed(fx.Interpreter):
 @torch.no_grad()
 def profile(program: fx.GraphModule, inputs: Inputs, device: torch.device, rounds: int) -> tuple[dict[str, float], float]:
     """Seconds per node, and of the whole (clauses 1 to 3)."""
-    timed = _Timed(program, inputs, device)
-    plain = partial(program, *inputs.args, **inputs.kwargs)
+    own = inputs.map(torch.clone)
+    timed = _Timed(program, own, device)
+    plain = partial(program, *own.args, **own.kwargs)
     totals: list[float] = []
     for done in range(WARM_UP + rounds):
         if done == WARM_UP:
@@ -63,7 +64,5 @@ def profile(program: fx.GraphModule, inputs: Inputs, device: torch.device, round
         timed.run(*inputs.map(torch.clone).args)
         totals.append(once(plain, device))
     few = max(1, rounds // 3)
-    times = np.array(list(timed.seconds.values()))
-    best = np.argsort(times.sum(axis=0))[:few]
-    seconds = dict(zip(timed.seconds, times[:, best].mean(axis=1).tolist(), strict=True))
+    seconds = {name: float(np.mean(sorted(own)[:few])) for name, own in timed.seconds.items()}
     return seconds, float(np.mean(sorted(totals)[:few]))

@@ -4,14 +4,13 @@
    runtimes like it, and at least one channel.
 2. Groups that meet in a layer (one is read, the other made) get different *columns* of an orthogonal array with 25 runs, 5 levels and strength 2: in
    25 samples any two columns take all 25 pairs of levels. There are 6 columns; where a graph needs more, some pairs coincide.
-3. Odd widths cost more than round ones. ``UNEVEN`` samples have all groups at one level, less 1, 2 or 4 channels: widths whose *evenness*, the
-   largest power of two that divides them, up to 8, is 1, 2 or 4.
+3. Odd widths cost more than round ones. What counts is a width's evenness (uneven.py). In 16 more samples widths have 0, 4, 2 or 1 channels less,
+   by an orthogonal array with 16 runs, 4 levels, strength 2 and 5 columns: a layer meets all 16 pairs of evenness of its two widths. They lie
+   around three quarters or a half of the channels.
 4. Channels that balances thin in step lose a share of steps, the same in every cell. Heads and groups of convolutions never go as wholes.
 """
 
 from __future__ import annotations
-
-import math
 
 import networkx
 import numpy as np
@@ -26,12 +25,19 @@ from fxprune.solve.ratio import Solution
 LEVELS = (1.0, 0.75, 0.5, 0.25, 0.125)
 COLUMNS = 6
 EVEN = 8
-UNEVEN = tuple((level, less) for less in (4, 2, 1) for level in (0.75, 0.5))
+LESS = (0, 4, 2, 1)
 
 
 def array() -> list[tuple[int, ...]]:
     """The orthogonal array of clause 2: 25 rows of 6 levels (Bose 1938, over the field of 5 elements); the first row is all zeros."""
     return [(i, j, *((i + k * j) % 5 for k in range(1, 5))) for i in range(5) for j in range(5)]
+
+
+def uneven() -> list[tuple[tuple[float, int], ...]]:
+    """Level and channels less, by column, for the samples of clause 3 (Bose 1938, over the field of 4 elements)."""
+    times = ((0, 1, 2, 3), (0, 2, 3, 1), (0, 3, 1, 2))
+    rows = [(i, j, *(i ^ own[j] for own in times)) for i in range(4) for j in range(4)]
+    return [tuple(((0.75, 0.5)[number // 2 % 2], LESS[less]) for less in row) for number, row in enumerate(rows)]
 
 
 def columns(graph: ChannelGraph) -> list[int]:
@@ -45,7 +51,7 @@ def columns(graph: ChannelGraph) -> list[int]:
     for together in layers.values():
         meeting.add_edges_from((a, b) for a in together for b in together if a < b)
     colours: dict[int, int] = networkx.greedy_color(meeting, "largest_first")
-    return [colours[index] % COLUMNS for index in range(len(graph.groups))]
+    return [colours[index] for index in range(len(graph.groups))]
 
 
 def width(full: int, level: float, less: int = 0) -> int:
@@ -54,16 +60,11 @@ def width(full: int, level: float, less: int = 0) -> int:
     return round(wanted / EVEN) * EVEN - less if full > wanted >= 2 * EVEN else max(1, round(wanted))
 
 
-def evenness(width: float) -> int:
-    """Clause 3: 1, 2, 4 or 8."""
-    return math.gcd(int(width), EVEN) if float(width).is_integer() else 1
-
-
 def samples(graph: ChannelGraph) -> list[Plan]:
-    """25 plans, the first of which removes nothing, and those of ``UNEVEN``."""
+    """25 plans, the first of which removes nothing, and those of clause 3."""
     column = columns(graph)
-    rows = [[(LEVELS[row[own]], 0) for own in column] for row in array()]
-    rows += [[chosen] * len(column) for chosen in UNEVEN]
+    rows = [[(LEVELS[row[own % COLUMNS]], 0) for own in column] for row in array()]
+    rows += [[row[own % len(row)] for own in column] for row in uneven()]
     in_step = np.zeros(graph.closed.count, np.bool_)
     in_step[graph.closed.owners] = True
     for cells in graph.closed.cells:

@@ -1,7 +1,7 @@
 """What may remain: budgets as people write them.
 
-1. An amount is a share of the original (a float in (0, 1], or a text like "50%") or absolute (a whole number, or a text like "2M", "1.8G").
-   Bytes take "10MB" and "10MiB", latencies "12ms", "800us", "0.5s".
+1. An amount is a share of the original (a float in (0, 1], or a text like "50%" or "0.5") or absolute (a whole number, or a text like "2M", "1.8G",
+   "2_000_000"). Bytes take "10MB" and "10MiB", latencies "12ms", "800us", "0.5s". Numbers of numpy are as good as Python's.
 2. All amounts are upper bounds on what REMAINS; any number of them hold together.
 3. ``bounds`` holds bounds for parts: a glob matches modules (with all inside), parameters, or nodes. Shares are of that part's own cost.
 4. ``floors`` gives groups whose producers a glob matches a floor of their own: the share of their channels that stays.
@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Any
 
 from fxprune.errors import BudgetError
@@ -109,19 +110,21 @@ def amount(kind: str, given: Any) -> Amount:
         BudgetError: what is no positive amount of this kind, with a guess at what was meant.
     """
     say = f"{kind} must be a share of the original in (0, 1] or an absolute bound, such as {WRITTEN[kind]}"
-    if isinstance(given, bool) or not isinstance(given, (int, float, str)):
-        raise BudgetError(f"{say}; got {given!r}.", got=given)
     if isinstance(given, str):
         return _read(kind, given, say)
+    if isinstance(given, bool) or not isinstance(given, Real):
+        raise BudgetError(f"{say}; got {given!r}.", got=given)
+    given = int(given) if isinstance(given, Integral) else float(given)
     if math.isnan(given) or given <= 0 or math.isinf(given):
         raise BudgetError(f"{say}; got {given!r}. It is what REMAINS.", got=given)
     if isinstance(given, float) and given <= 1:
         return Amount(given, True)
     if given <= 100 and (kind != "params" or given != 1):
         unit = "ms" if kind == "latency" else ""
+        guess = "1.0" if given == 1 else f"{given / 100:g}"
         raise BudgetError(
-            f"{say}; got {given!r}. Did you mean {given / 100:g}? (An absolute bound this small is written as a text: '{given}{unit}'.)",
-            expected=given / 100,
+            f"{say}; got {given!r}. Did you mean {guess}? (An absolute bound this small is written as a text: '{given}{unit}'.)",
+            expected=float(guess),
             got=given,
         )
     if kind == "latency":
@@ -130,9 +133,11 @@ def amount(kind: str, given: Any) -> Amount:
 
 
 def _read(kind: str, text: str, say: str) -> Amount:
-    found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)[\s_]*([a-zA-Zµ%]*)\s*", text)
+    found = re.fullmatch(r"\s*((?:[0-9]+(?:_[0-9]+)*)?\.?[0-9]+(?:_[0-9]+)*(?:[eE][+-]?[0-9]+)?)[\s_]*([a-zA-Zµ%]*)\s*", text)
     unit = found[2].lower() if found else ""
     value = float(found[1]) if found else 0.0
+    if found and not unit and "." in found[1] and 0 < value <= 1:
+        return Amount(value, True)
     units: Mapping[str, float] = TIMES if kind == "latency" else BYTES if kind == "activation_bytes" else COUNTS
     if found and unit == "%" and 0 < value <= 100:
         return Amount(value / 100, True)

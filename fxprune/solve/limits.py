@@ -1,6 +1,11 @@
-"""From a budget to limits: amounts become bounds, kinds become polynomials or tables."""
+"""From a budget to limits: amounts become bounds, kinds become polynomials or tables.
+
+Bounds on what is counted are whole numbers: a share's is rounded down, but not where the share is that of a whole number and the product a hair less.
+"""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 
@@ -10,6 +15,8 @@ from fxprune.graph.cost import Cost
 from fxprune.solve.budget import Budget
 from fxprune.solve.cost_table import CostEntry, CostTable
 from fxprune.solve.landscape import Limit, Tabled
+
+HAIR = 1e-12  # relative, of floating-point numbers
 
 
 def limits(graph: ChannelGraph, cost: Cost, budget: Budget) -> tuple[Limit, ...]:
@@ -39,8 +46,13 @@ def limits(graph: ChannelGraph, cost: Cost, budget: Budget) -> tuple[Limit, ...]
                 f"bounds: {glob!r} matches nothing that has {kind}. Globs match modules, parameters or nodes, such as {names}.",
                 got=glob,
             )
-        found.append(Limit(kind, glob, polynomial, amount.of(original), original))
+        found.append(Limit(kind, glob, polynomial, _whole(amount.of(original)), original))
     return tuple(found)
+
+
+def _whole(bound: float) -> float:
+    """A bound on a count."""
+    return float(math.floor(bound * (1 + HAIR))) or bound
 
 
 def tabled(graph: ChannelGraph, cost: Cost, table: CostTable) -> Tabled:

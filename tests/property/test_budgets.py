@@ -93,6 +93,7 @@ def options_of_plan(case: Case) -> dict[str, Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @share(5)
 @given(cases(), amounts)
 def test_many_budgets_are_met(case: Case, amounts: dict[str, float]) -> None:

@@ -46,7 +46,7 @@ BESIDE = {
     "progress": set(),
     "quiet": set(),
     "evaluate": {"errors", "score"},
-    "inference": {"errors", "precision", "capture", "provenance", "rewrite", "timing", "inference"},
+    "inference": {"errors", "precision", "capture", "provenance", "rewrite", "absorb", "timing", "inference"},
     # stands on the compiler: removing what is cut off composes its stages, as the entry points do
     "sparse": {"errors", "precision", "plan", "capture", "provenance", "graph", "solve", "pipeline", "record", "sparse"},
     # the same; and what tells whether a channel is heard is that of sparse

@@ -159,6 +159,14 @@ def test_a_coarse_alignment_gives_way(monkeypatch: pytest.MonkeyPatch, folder: P
     assert plan.figures["latency"]["achieved"] <= plan.figures["latency"]["asked"]
 
 
+def test_a_budget_that_is_met_already_rounds_nothing(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    at(Clock(dear=1.5), monkeypatch, folder)
+    plan = fxprune.plan_of(fxprune.slim(wide(), None, X, budget=Budget(latency="1s")))
+    assert plan.empty
+    assert any("nothing goes" in note for note in plan.notes)
+    assert not any(note.startswith("widths are multiples of") for note in plan.notes)
+
+
 def test_one_table_serves_all_calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     at(Clock(), monkeypatch, tmp_path)
     fxprune.slim(wide(), None, X, budget=Budget(latency=0.7))

@@ -17,6 +17,7 @@ from torch.export import Dim
 from torchvision.ops import FrozenBatchNorm2d, stochastic_depth
 
 import fxprune
+from fxprune import latency
 from fxprune.errors import BudgetError, InputError
 from fxprune.inference import deploy, deployment_of, fold
 from fxprune.inference.observe import difference, flushed
@@ -105,6 +106,31 @@ def test_every_pair_of_layer_and_norm(conv: nn.Module, norm: nn.Module, shape: t
     result = deployed(seeded(nn.Sequential(conv, norm, nn.ReLU())), image(*shape))
     assert norms(result) == []
     assert [n.op for n in result.graph.nodes].count("call_module") == 2
+
+
+class Bordered(nn.Module):
+    """Convolutions whose inputs lose channels with constants left, zero padding between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.bn1 = nn.Conv2d(3, 12, 3, padding=1), nn.BatchNorm2d(12)
+        self.two, self.bn2 = nn.Conv2d(12, 8, 3, padding=1, stride=2, bias=False), nn.BatchNorm2d(8)
+        self.three, self.bn3 = nn.ConvTranspose2d(8, 6, 3, padding=1, output_padding=1, stride=2), nn.BatchNorm2d(6)
+        self.last = nn.Conv2d(6, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn1(self.one(x)))
+        x = F.relu(self.bn2(self.two(x)))
+        return self.last(F.relu(self.bn3(self.three(x))))
+
+
+def test_norms_behind_border_maps_are_folded() -> None:
+    slim = fxprune.slim(seeded(Bordered()), 0.5, image(), absorb="exact")
+    maps = [node for node in slim.graph.nodes if "absorbed" in node.name and node.op == "call_function"]
+    assert len(maps) == 2
+    result = deployed(slim, image(), gone=3)
+    assert not norms(result)
+    run(result, image(3, 3, 12, 10))
 
 
 def test_a_convolution_read_by_two_norms_stays() -> None:
@@ -256,6 +282,27 @@ def test_what_the_caller_gave_is_not_overwritten(function: Callable[[Any, Tensor
     for form in ("as given", "folded", "in place", "channels last"):
         assert difference([run(deploy(model, x, form=form), x)], [expected]) <= EXACT
         assert torch.equal(x, kept), form
+
+
+def test_inputs_are_only_read_by_those_who_measure() -> None:
+    class Writing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 8, 3)
+            self.last = nn.Conv2d(8, 4, 1)
+
+        def forward(self, x: Tensor, by: Tensor | None = None) -> Tensor:
+            x.mul_(0.5)
+            return self.last(self.conv(x if by is None else x + by.mul_(2)).relu())
+
+    x = image(dtype=torch.float32)
+    inputs = {"x": x, "by": torch.ones(1)}
+    before = x.clone()
+    deploy(Writing(), inputs, seconds=1e-9)
+    latency.seconds_of(Writing(), x, seconds=1e-9)
+    latency.measure(Writing(), inputs, cache=None, rounds=1, show=False)
+    assert torch.equal(x, before)
+    assert inputs["by"] == 1
 
 
 def test_a_form_can_be_asked_for() -> None:

@@ -65,6 +65,12 @@ def widths(plan: fxprune.Plan) -> list[int]:
         ("latency", "12ms", 0.012, False),
         ("latency", "800us", 0.0008, False),
         ("latency", 0.5, 0.5, True),
+        ("macs", "0.5", 0.5, True),
+        ("latency", ".5", 0.5, True),
+        ("params", "1", 1, False),
+        ("params", "2_000_000", 2e6, False),
+        ("macs", np.float32(0.5), 0.5, True),
+        ("params", np.int64(2000), 2000, False),
     ],
 )
 def test_amounts(kind: str, given: Any, value: float, share: bool) -> None:
@@ -77,6 +83,8 @@ def test_amounts(kind: str, given: Any, value: float, share: bool) -> None:
     [
         ({}, "bounds nothing"),
         ({"macs": 50}, r"Did you mean 0\.5\?"),
+        ({"macs": 1}, r"Did you mean 1\.0\?"),
+        ({"macs": "1,5G"}, "got '1,5G'"),
         ({"macs": 40.0}, r"Did you mean 0\.4\?"),
         ({"macs": -1}, "what REMAINS"),
         ({"macs": 0}, "what REMAINS"),
@@ -114,6 +122,22 @@ def test_a_budget_is_met_and_used(amounts: dict[str, Any]) -> None:
     assert figures["kept score"]["gap"] < 0.02
     assert "budget" in str(fxprune.summary(slim, inputs))
     assert any("no plan for this budget keeps more" in note for note in fxprune.plan_of(slim).notes)
+
+
+def test_bounds_on_counts_are_whole_numbers() -> None:
+    model, inputs = network()
+    graph = fxprune.analyze(model, inputs)
+    cost = Cost(graph)
+    (half,) = limits(graph, cost, Budget(macs=0.5))
+    original = half.original
+    assert half.bound == original // 2
+    hairs = [n for n in range(1, int(original)) if n / original * original < n]
+    assert hairs, "shares of whole numbers that floating point makes a hair smaller"
+    for n in hairs[:: len(hairs) // 20 + 1]:
+        (limit,) = limits(graph, cost, Budget(macs=n / original))
+        assert limit.bound == n
+    (tiny,) = limits(graph, cost, Budget(macs=0.1 / original))
+    assert 0 < tiny.bound < 1
 
 
 def test_parts_have_bounds_and_floors_of_their_own() -> None:

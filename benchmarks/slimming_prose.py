@@ -38,6 +38,9 @@ fewer MACs; at 60 %, group norm with one threshold for all layers is ahead of bo
 """,
     "curve": """The same networks, and how they do after 100 steps of 128 images at a learning rate of 0.05. *distillation*: nine tenths of the loss
 come from the control, fine-tuned before (`train.distillation`).
+
+One seed, one level so far. A plain sum of gammas under a budget leaves a network that does not even learn in these steps (28.6 %); `gamma:log`
+gives 62.6 %, six points more than torch-pruning's BNScale. Its group norm (64.4 %) is ahead of both; plain L1 is eight points behind it.
 """,
     "half": """Fine-tuning with an L1 penalty on gamma, `slim` to half of the MACs, fine-tuning; the control gets all these steps in one
 cosine, at the rate that was the better one for it. ResNet-20: 100 + 200 steps, ResNet-56: 60 + 150. *sparse* is the network

@@ -93,7 +93,8 @@ def plan(
         layout: "coupled": a channel goes when its whole coupling class goes. "selection": every batch norm drops its own channels, behind a
             select where others need them (docs/selection.md); it takes a ratio, no budget. "auto": the faster of both at the same score: the layout
             that keeps more of the scale factors at this ratio goes on removing while it keeps as much as the other one.
-        score: "auto", the name of a score of the weights ("gamma", "magnitude", "l1", ...; ``fxprune.score.NAMED``), "name:normalisation", a callable
+        score: "auto" ("gamma" where every group has one, else "magnitude"; for a budget, "gamma:log" and "magnitude:log"), the name of a score of the
+            weights ("gamma", "magnitude", "l1", ...; ``fxprune.score.NAMED``), "name:normalisation", a callable
             ``(ChannelGroup) -> tensor (channels,)``, or a score that looks at data (``fxprune.score.taylor(loader, loss)``, ...).
         floor: share of each group that stays, at least one channel; 0 allows emptied layers.
         round_to: widths of groups become multiples of this. Unless told 1; with a latency budget, what the measurements show to be cheap.
@@ -171,7 +172,9 @@ def _measured(graph: ChannelGraph, budget: Any, score: Any, floor: float, round_
 def _solved(
     graph: ChannelGraph, ratio: float | None, budget: Budget | None, score: str | Score, floor: float, round_to: int, scope: str
 ) -> tuple[Scored, Solution]:
-    """What goes in the coupled layout."""
+    """What goes in the coupled layout. A budget keeps the largest sum: scores without a unit of their own are made shares (score/normalise.py)."""
+    if budget is not None and score == "auto" and graph.groups:
+        score = "gamma:log" if all(group.gammas for group in graph.groups) else "magnitude:log"
     scored = score_groups(graph.groups, score)
     if budget is not None:
         try:

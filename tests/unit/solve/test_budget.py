@@ -195,7 +195,9 @@ def test_scopes(asked: dict[str, Any]) -> None:
     graph = fxprune.analyze(model, inputs)
     nn.init.constant_(model.one[1].weight, 0.01)  # type: ignore[index, arg-type]
     shares = {
-        scope: [1 - w / n for w, n in zip(widths(fxprune.plan(graph, **asked, scope=scope)), (16, 24, 32), strict=True)]
+        scope: [
+            1 - w / n for w, n in zip(widths(fxprune.plan(graph, **asked, score="gamma", scope=scope)), (16, 24, 32), strict=True)
+        ]
         for scope in ("global", "uniform", "isomorphic")
     }
     assert max(shares["uniform"]) - min(shares["uniform"]) < 0.08

@@ -85,7 +85,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     images = load("cifar10-jpeg", options.data / "cifar10-jpeg")
     x, y = images.test.batch(torch.arange(options.test))
     table = measure(model, torch.randn(BATCH, 3, 32, 32), cache=options.work, show=False)
-    chosen = plans(model, table, options.share, options.score)
+    if "plans" not in found:
+        keep(plans={name: plan.to_json() for name, plan in plans(model, table, options.share, options.score).items()})
+    chosen = {name: fxprune.Plan.from_json(text) for name, text in found["plans"].items()}
     nets: dict[str, nn.Module] = {"unpruned": model}
     nets |= {name: fxprune.apply(model, plan, torch.randn(BATCH, 3, 32, 32), verify=False) for name, plan in chosen.items()}
     if "seconds" not in found:

@@ -3,8 +3,7 @@
 1. The *evenness* of a width is the largest power of two that divides it, up to 8. The original width counts as even, and so does what is
    narrower than two times 8, where a grid holds odd widths as they are.
 2. A layer takes as long as its grid says, times a *factor* for each of its axes. Factors are at least 1, and larger for widths that are less even.
-   They are fitted to samples with uneven widths: least squares of logarithms, each step counting as one more sample in which it was nothing, for
-   noise would make many small steps out of none.
+   They are fitted to samples with uneven widths: least squares of logarithms.
 3. ``alignment`` is the least evenness at which the whole takes at most 3 % longer, were all widths so: its multiples are cheap here.
 """
 
@@ -54,8 +53,7 @@ def factors(entry: CostEntry, widths: Sequence[Sequence[int]], seconds: Sequence
             logarithms.append(math.log(time / expected))
     if not rows:
         return tuple({} for _ in entry.axes)
-    nothing = np.eye(len(rows[0]))
-    steps, _ = nnls(np.concatenate([np.array(rows), nothing]), np.array([*logarithms, *np.zeros(len(nothing))]))
+    steps, _ = nnls(np.array(rows), np.array(logarithms))
     risen = np.exp(np.cumsum(steps.reshape(len(entry.axes), len(LESS_EVEN)), axis=1))
     return tuple(dict(zip(LESS_EVEN, row.tolist(), strict=True)) for row in risen)
 

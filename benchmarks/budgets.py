@@ -69,11 +69,16 @@ def counted(slim: nn.Module, image: Tensor) -> dict[str, int]:
     return {"params": sum(p.numel() for p in slim.parameters()), "macs": counter.get_total_flops() // 2}
 
 
+def summed(graph: fxprune.ChannelGraph) -> str:
+    """A plain sum, of which every channel's part can be told; the default with a budget goes by shares of layers."""
+    return "gamma" if all(group.gammas for group in graph.groups) else "magnitude"
+
+
 def row(name: str, model: nn.Module, image: Tensor, graph: fxprune.ChannelGraph, amounts: dict[str, Any]) -> dict[str, Any]:
     """One measurement."""
     start = time.process_time()
     try:
-        plan = fxprune.plan(graph, budget=Budget(**amounts))
+        plan = fxprune.plan(graph, budget=Budget(**amounts), score=summed(graph))
     except BudgetError as error:
         return {"network": name, "budget": amounts, "refused": str(error), "least": error.expected}
     seconds = time.process_time() - start
@@ -85,7 +90,7 @@ def row(name: str, model: nn.Module, image: Tensor, graph: fxprune.ChannelGraph,
                 f"{name}, {amounts}: the plan foresaw {figures[kind]['achieved']} {kind}, the model has {number}"
             )
     try:
-        even = fxprune.plan(graph, budget=Budget(**amounts), scope="uniform").figures["kept score"]
+        even = fxprune.plan(graph, budget=Budget(**amounts), score=summed(graph), scope="uniform").figures["kept score"]
         uniform = even["achieved"] / even["original"]
     except BudgetError:
         uniform = float("nan")
@@ -110,7 +115,7 @@ def timed_row(
     budget = Budget(**amounts, table=costs)
     start = time.process_time()
     try:
-        slim = fxprune.slim(model, None, image, budget=budget, verify=False)
+        slim = fxprune.slim(model, None, image, budget=budget, score=summed(graph), verify=False)
     except BudgetError as error:
         return {"network": name, "budget": amounts, "refused": str(error), "least": error.got}
     seconds = time.process_time() - start
@@ -118,7 +123,7 @@ def timed_row(
     found, score = plan.figures["latency"], plan.figures["kept score"]
     try:
         equal = replace(budget, latency=f"{found['predicted']!r}s")
-        even = fxprune.plan(graph, budget=equal, scope="uniform").figures["kept score"]
+        even = fxprune.plan(graph, budget=equal, score=summed(graph), scope="uniform").figures["kept score"]
         uniform = even["achieved"] / even["original"]
     except BudgetError:
         uniform = float("nan")
@@ -141,7 +146,7 @@ def timed_row(
 
 def by_macs(graph: fxprune.ChannelGraph, costs: LatencyTable, allowed: float, others: dict[str, Any]) -> float:
     """The share of the score that ``by_macs_plan`` keeps; NaN without one."""
-    plan = by_macs_plan(graph, costs, allowed, others, round_to=costs.alignment)
+    plan = by_macs_plan(graph, costs, allowed, others, score=summed(graph), round_to=costs.alignment)
     if plan is None:
         return float("nan")
     own = plan.figures["kept score"]

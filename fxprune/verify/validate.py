@@ -136,8 +136,9 @@ def verify_slim(
         other.mode = OneDtype(dtype)
         state = [*masked.module.parameters(), *tensors([masked.args, masked.kwargs])]
         result = _lockstep(masked, other, Comparison(plan, rtol, state))
-        apart = math.nan
-        if folded.mode != OFF and not result.noise:
+        evidence, noise, apart = evidence_of(result, dtype, 0.0), result.noise, math.nan
+        del masked, other, state, result  # the masked original's tensors, before the original's are copied
+        if folded.mode != OFF and not noise:
             whole = Program(original.graph, replica(original, dtype)[0], *_calls(args, kwargs or {}, dtype), "original")
             whole.mode = OneDtype(dtype)
             again = Program(slim.graph, small, *_calls(args, kwargs or {}, dtype), "slim")
@@ -145,7 +146,7 @@ def verify_slim(
             apart = difference(_output(again), _output(whole))
             if folded.exact:
                 check_exact(apart, slim, rtol)
-    return replace(evidence_of(result, dtype, time.perf_counter() - began), difference=apart)
+    return replace(evidence, seconds=time.perf_counter() - began, difference=apart)
 
 
 def _calls(args: tuple[Any, ...], kwargs: Mapping[str, Any], dtype: torch.dtype) -> tuple[Any, Any]:

@@ -101,7 +101,8 @@ def extended(
     entered: frozenset[Function],
     absorption: Absorption | None = None,
 ) -> Record:
-    """The record of what ``final`` makes of ``model``."""
+    """The record of what ``final`` makes of ``model``. A plan that does not say what it added has added nothing: made again, it shall not either."""
+    final = replace(final, added=()) if final.added is None else final
     before = record_of(model)
     own = Absorption() if absorption is None else absorption
     if before is None:

@@ -108,7 +108,7 @@ def test_absorption(run: Any, arguments: tuple[str, ...], mode: str) -> None:
 def test_layouts(run: Any) -> None:
     found = _data(run, "slim", "zoo:preresnet", "--arg", "depth=20", "--ratio", "0.3", "--layout", "selection", "--no-verify")
     assert found["layout"] == "selection"
-    assert found["absorption"]["mode"] == "off"
+    assert found["absorption"]["mode"] == "interior"
     said = _data(run, "slim", "zoo:preresnet", "--arg", "depth=20", "--ratio", "0.3", "--layout", "auto", "--no-verify")
     assert said["layout"] in ("coupled", "selection")
     assert any("layout='auto'" in note for note in said["notes"])

@@ -349,3 +349,17 @@ def test_rounding_to_nothing_is_told(asked: dict[str, Any]) -> None:
     plan = fxprune.plan(graph, **asked, round_to=16)
     assert "round_to=16 leaves 1 of 3 groups whole, which have no smaller multiple: stem.0.weight (16)" in plan.notes
     assert not any("round_to" in note for note in fxprune.plan(graph, **asked, round_to=4).notes)
+
+
+def test_by_default_a_budget_keeps_shares_of_layers() -> None:
+    model, inputs = network()
+    graph = fxprune.analyze(model, inputs)
+    assert fxprune.plan(graph, budget=Budget(macs=0.5)).score == "gamma:log"
+    assert fxprune.plan(graph, 0.5).score == "gamma"
+    least = {
+        score: min(
+            w / n for w, n in zip(widths(fxprune.plan(graph, budget=Budget(macs=0.3), score=score)), (16, 24, 32), strict=True)
+        )
+        for score in ("auto", "gamma")
+    }
+    assert least["auto"] >= least["gamma"]

@@ -65,7 +65,7 @@ def worth(graph: ChannelGraph, how: str | Score) -> dict[str, Numbers]:
     for group, numbers in zip(among.groups, scored.values, strict=True):
         for member in group.members:
             if member.name in group.gammas:
-                gamma = group.tensors[member.name].detach().abs().to("cpu", torch.float64).numpy()
+                gamma = group.tensors[member.name].detach().abs().cpu().to(torch.float64).numpy()
                 values = found.setdefault(member.name, np.zeros(len(gamma)))
                 values[member.atom] = gamma[member.atom] if own else numbers.numpy()[member.channel]
     return found

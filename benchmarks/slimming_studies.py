@@ -32,7 +32,8 @@ class Way:
         peer: torch-pruning does it.
         repair: weights are refitted by least squares before fine-tuning.
         rate: of fine-tuning, if not the study's.
-        distill: fine-tuning learns from a whole network too (``trained``): the control (curve), or what was slimmed (half).
+        distill: fine-tuning learns from the control too (``trained``).
+        first: the cut comes first (*half*), and fine-tuning gets the steps of sparse training as well.
     """
 
     score: str
@@ -40,6 +41,7 @@ class Way:
     repair: bool = False
     distill: bool = False
     rate: float = 0.0
+    first: bool = False
 
 
 def cut(model: nn.Module, way: Way, share: float, data: Data, seed: int, keep: Sequence[str] = STREAM) -> nn.Module:
@@ -64,7 +66,7 @@ def cut(model: nn.Module, way: Way, share: float, data: Data, seed: int, keep: S
 
 REFITTED = "fxprune, Fisher, refit"
 LEVELS = (0.4, 0.6, 0.2, 0.8)  # of the MACs, left
-CURVE = Training(steps=100, rate=0.05)
+CURVE = Training(steps=150, rate=0.05)
 CONTROL_RATES = (0.05, 0.02)
 WAYS = {
     "fxprune, gamma": Way("gamma"),
@@ -163,14 +165,15 @@ class Half:
 
 
 HALF = {
-    "resnet20": Half(Training(steps=100, rate=0.01, strength=1e-4), Training(steps=200, rate=0.02), 3),
-    "resnet56": Half(Training(steps=60, rate=0.01, strength=1e-4), Training(steps=150, rate=0.02), 2),
+    "resnet20": Half(Training(steps=390, rate=0.02, strength=1e-4), Training(steps=1560, rate=0.05), 3),
+    "resnet56": Half(Training(steps=195, rate=0.02, strength=1e-4), Training(steps=975, rate=0.05), 2),
 }
 HALF_WAYS = {
     "Fisher, refit, distillation": Way("fisher", repair=True, distill=True),
     "gamma:log, refit, distillation": Way("gamma:log", repair=True, distill=True),
-    "Fisher, refit, distillation, rate 0.05": Way("fisher", repair=True, distill=True, rate=0.05),
-    "gamma, rate 0.05": Way("gamma", rate=0.05),
+    "gamma:log": Way("gamma:log"),
+    "Fisher, refit, distillation, cut first": Way("fisher", repair=True, distill=True, first=True),
+    "Fisher, refit, distillation, cut first, rate 0.1": Way("fisher", repair=True, distill=True, first=True, rate=0.1),
 }
 
 
@@ -182,21 +185,27 @@ def half(desk: Desk, name: str) -> None:
         long = replace(plan.tune, rate=plan.rate, steps=plan.sparse.steps + plan.tune.steps)
         desk.cell(f"{stem}-control", whole, model, long, data, seed, {"network": name, "way": "control"})
         desk.cell(f"{stem}-sparse", whole, model, plan.sparse, data, seed, {"network": name, "way": "sparse"})
-        desk.reload(model, f"{stem}-sparse")
+        teacher, sparse = copy.deepcopy(model), copy.deepcopy(model)
+        desk.reload(teacher, f"{stem}-control")
+        desk.reload(sparse, f"{stem}-sparse")
         for way_name, way in HALF_WAYS.items():
-            cell = f"{stem}-{slug(way_name)}"
-            desk.cell(cell, _half, name, model, way_name, way, plan.tune, seed)
+            cell, start, how = f"{stem}-{slug(way_name)}", sparse, plan.tune
+            if way.first:
+                start, how = model, replace(plan.tune, steps=long.steps)
+            desk.cell(cell, _half, name, start, way_name, way, how, seed, teacher)
 
 
-def _half(desk: Desk, path: Path, name: str, model: nn.Module, way_name: str, way: Way, how: Training, seed: int) -> Facts:
-    return {"network": name} | _at(desk, path, model, way_name, way, 0.5, how, seed, seed + 100, model)
+def _half(
+    desk: Desk, path: Path, name: str, model: nn.Module, way_name: str, way: Way, how: Training, seed: int, teacher: nn.Module
+) -> Facts:
+    return {"network": name} | _at(desk, path, model, way_name, way, 0.5, how, seed, seed + 100, teacher)
 
 
 # mlp: the paper's perceptron
 
 EPOCH = 468  # steps of 128 images
-MLP_SPARSE = Training(steps=3 * EPOCH, rate=0.1, decay=1e-4, strength=1e-3)
-MLP_TUNE = Training(steps=3 * EPOCH, rate=0.1, decay=1e-4)
+MLP_SPARSE = Training(steps=15 * EPOCH, rate=0.1, decay=1e-4, strength=4e-4, half=False)
+MLP_TUNE = Training(steps=15 * EPOCH, rate=0.1, decay=1e-4, half=False)
 FEWER = 0.844  # parameters, the paper's table 1
 
 
@@ -231,11 +240,11 @@ def _mlp(desk: Desk, path: Path, sparse: nn.Module, seed: int) -> Facts:
     return facts | tuned(desk, path, slim, MLP_TUNE, data, seed + 100)
 
 
-# passes: half of all channels per pass, at most half of any layer
+# passes: half of all channels per pass, but at most half of any layer
 
 PASSES = 5
-PASS_SPARSE = Training(steps=200, rate=0.1, decay=1e-4, strength=1e-3)
-PASS_TUNE = Training(steps=150, rate=0.05, decay=1e-4)
+PASS_SPARSE = Training(steps=500, rate=0.1, decay=1e-4, strength=5e-4)
+PASS_TUNE = Training(steps=300, rate=0.05, decay=1e-4)
 
 
 def passes(desk: Desk) -> None:
@@ -250,11 +259,18 @@ def passes(desk: Desk) -> None:
             order = seed + 20 * (number - 1)
             desk.cell(f"{stem}-sparse", _pass, model, fresh, PASS_SPARSE, order, {"kind": "sparse", "pass": number})
             desk.reload(model, f"{stem}-sparse")
-            model = fxprune.slim(model, 0.5, image_of(data), floor=0.5)
+            model = fxprune.slim(model, _at_most_half(model), image_of(data), floor=0.5)
             desk.cell(f"{stem}-tuned", _pass, model, fresh, PASS_TUNE, order + 10, {"kind": "tuned", "pass": number})
             desk.reload(model, f"{stem}-tuned")
         long = replace(PASS_SPARSE, strength=0.0, steps=PASSES * (PASS_SPARSE.steps + PASS_TUNE.steps))
         desk.cell(f"passes/seed{seed}-control", whole, fresh, long, data, seed, {"kind": "control", "pass": 0})
+
+
+def _at_most_half(model: nn.Module) -> float:
+    """The paper's rule: what is below the median of all scale factors goes, but at most half of a layer; as a ratio of all channels."""
+    layers = [gamma.detach().abs().flatten() for gamma in gammas(model).values()]
+    median = torch.cat(layers).median()
+    return sum(min(int((gamma < median).sum()), len(gamma) // 2) for gamma in layers) / sum(map(len, layers))
 
 
 def _pass(desk: Desk, path: Path, model: nn.Module, fresh: nn.Module, how: Training, order: int, facts: Facts) -> Facts:
@@ -265,12 +281,12 @@ def _pass(desk: Desk, path: Path, model: nn.Module, fresh: nn.Module, how: Train
 
 # paper: the paper's networks at its ratios, in both layouts
 
-INITIAL = 0.05  # gamma; the paper: 0.5
-PAPER = Training(steps=150, batch=16, rate=0.1, decay=1e-4, strength=1e-3)
+INITIAL = 0.2  # gamma; the paper: 0.5
+PAPER = Training(steps=600, batch=32, rate=0.1, decay=1e-4, strength=1e-3)
 PAPER_NETWORKS = ("vgg19_bn", "densenet40", "resnet164")
 RATIOS = (0.4, 0.6, 0.7)
-PAPER_TESTS = 500  # images
-PAPER_TUNE = Training(steps=30, batch=32, rate=0.05, decay=1e-4)
+PAPER_TESTS = 1000  # images
+PAPER_TUNE = Training(steps=100, batch=32, rate=0.05, decay=1e-4)
 
 
 def paper(desk: Desk) -> None:

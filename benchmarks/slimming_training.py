@@ -118,6 +118,7 @@ class Training:
         method: "subgradient" or "proximal".
         subset: only that many images are used; 0: all.
         decay: weight decay.
+        half: forward passes in bfloat16 where ``torch.autocast`` would; weights, norms, losses and all measurements stay single.
     """
 
     steps: int
@@ -127,6 +128,7 @@ class Training:
     method: str = "subgradient"
     subset: int = 0
     decay: float = 5e-4
+    half: bool = True
 
     def rate_at(self, step: int) -> float:
         """Clause 1."""
@@ -184,12 +186,13 @@ def trained(
         x, y = images_of(step, how, data, seed)
         x = x.to(memory_format=torch.channels_last)
         optimizer.zero_grad(set_to_none=True)
-        logits = model(x)
+        with torch.autocast("cpu", torch.bfloat16, enabled=how.half):
+            logits = model(x).float()
         if teacher is None:
             loss = F.cross_entropy(logits, y)
         else:
-            with torch.no_grad():
-                told = teacher(x)
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=how.half):
+                told = teacher(x).float()
             loss = train.distillation(logits, told, y, temperature=4.0, weight=0.9)
         loss.backward()
         if penalty and how.method == "subgradient":

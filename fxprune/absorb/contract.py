@@ -7,7 +7,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,14 +21,15 @@ def contracted(reader: Reader, x: Fact, bias: Tensor | None, shape: Sequence[int
     """Clauses 1 and 2."""
     if reader.blocks > 1 and not reader.depthwise:
         return unknown(shape)
+    if x.calm and _audible(reader):
+        return unknown(shape)
     known = _constants(reader, x)
     wanted = torch.arange(reader.width, device="cpu")
     sure = wanted[_closed(reader, wanted, ~known.isnan())]
     if not len(sure):
         return unknown(shape)
     values = known.nan_to_num(0.0)
-    atoms = range(len(values))
-    kernels = kernel(reader, atoms, values, sure)
+    kernels = kernel(reader, np.arange(len(values)), values, sure)
     shift = torch.zeros(len(sure), dtype=torch.float64, device="cpu")
     if bias is not None:
         shift = bias.detach().cpu().to(torch.float64)[sure]
@@ -55,6 +58,14 @@ def _constants(reader: Reader, x: Fact) -> Tensor:
     std = x.std.reshape((1,) * (small.dim() - x.std.dim()) + tuple(x.std.shape))
     spread = std.movedim(reader.channel, 0).reshape(std.shape[reader.channel], -1).amax(1)
     return torch.where(spread.expand(size) > 0, torch.nan, flat.expand(size))
+
+
+def _audible(reader: Reader) -> bool:
+    """A first number of every row is not zero, so a row of which no input is a constant is none either."""
+    weight = reader.weight.detach()
+    rows: Any = slice(None)
+    sides = (rows, 0) if reader.out == 0 else (rows if reader.blocks > 1 else 0, rows)
+    return bool((weight[(*sides, *[0] * (weight.dim() - 2))] != 0).all())
 
 
 def _closed(reader: Reader, rows: Tensor, known: Tensor) -> Tensor:

@@ -9,12 +9,14 @@
    variables of several sources take them to be independent, and everything else of several sources is not known. A random variable without
    samples is taken to be normal.
 4. Zero times what is not known is zero.
+5. ``calm``: no element is known for certain, as far as that is known (deferred.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import count
 from typing import Any
 
@@ -27,9 +29,9 @@ _NUMBERS = count()
 Shape = tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Fact:
-    """Clauses 1 and 2. ``std`` and ``samples`` are broadcastable to the shape."""
+    """Clauses 1, 2 and 5. ``std`` and ``samples`` are broadcastable to the shape."""
 
     mean: Tensor
     std: Tensor
@@ -37,10 +39,19 @@ class Fact:
     source: str = ""
     gaussian: bool = False
     known: bool = True
+    calm: bool = False
 
     @property
     def shape(self) -> Shape:
         return tuple(self.mean.shape)
+
+    @property
+    def line(self) -> tuple[Tensor, Tensor] | None:
+        """Mean and std per channel (dimension 1), where they vary along no other dimension."""
+        channels, mean = self.shape[1], narrowed(self.mean)
+        if mean.numel() not in (1, channels) or self.std.numel() not in (1, channels) or mean.shape[1] != mean.numel():
+            return None
+        return mean.reshape(-1).expand(channels), self.std.reshape(-1).expand(channels)
 
     @property
     def certain(self) -> bool:
@@ -50,8 +61,14 @@ class Fact:
 
 def unknown(shape: Sequence[int]) -> Fact:
     """A value of which nothing is known."""
-    nothing = torch.full((1,) * len(shape), torch.nan, dtype=torch.float64, device="cpu")
-    return Fact(nothing.expand(tuple(shape)), torch.zeros_like(nothing), known=False)
+    nothing, zero = _nothing(len(shape))
+    return Fact(nothing.expand(tuple(shape)), zero, known=False, calm=True)
+
+
+@cache
+def _nothing(rank: int) -> tuple[Tensor, Tensor]:
+    nothing = torch.full((1,) * rank, torch.nan, dtype=torch.float64, device="cpu")
+    return nothing, torch.zeros_like(nothing)
 
 
 def narrowed(tensor: Tensor) -> Tensor:
@@ -83,12 +100,11 @@ def settled(mean: Tensor, std: Tensor, shape: Sequence[int] | None = None) -> Fa
     return small(compact(mean.to(torch.float64)), compact(std.to(torch.float64)), mean.shape if shape is None else shape)
 
 
-def small(mean: Tensor, std: Tensor, shape: Sequence[int]) -> Fact:
+def small(mean: Tensor, std: Tensor, shape: Sequence[int], *, calm: bool = False) -> Fact:
     """A fact from a mean and a std that have one entry along dimensions along which they do not vary, as far as that is known."""
     lost = mean.isnan()
-    return Fact(
-        mean.expand(tuple(shape)), std.masked_fill(lost, 0.0) if std.shape == lost.shape else std, known=not bool(lost.all())
-    )
+    own = std.masked_fill(lost, 0.0) if std.shape == lost.shape else std
+    return Fact(mean.expand(tuple(shape)), own, known=not bool(lost.all()), calm=calm)
 
 
 def normal(mean: Tensor, std: Tensor, shape: Sequence[int], source: str) -> Fact:
@@ -124,6 +140,9 @@ def pointwise(
     """Clauses 3 and 4. ``arguments`` may hold facts, tensors and plain values; ``call`` gets them in this order."""
     places = [i for i, a in enumerate(arguments) if isinstance(a, (Fact, Tensor))]
     operands = [arguments[i] for i in places]
+    calm = all(isinstance(a, Fact) and a.calm for a in operands)
+    if calm and not all(a.known for a in operands):
+        return unknown(wide(*(a.shape for a in operands)))
     means = [a.mean if isinstance(a, Fact) else a.detach().cpu().to(torch.float64) for a in operands]
     shape = wide(*(m.shape for m in means))
     narrow = _narrow(means)
@@ -149,7 +168,7 @@ def pointwise(
         return small(mean, torch.zeros_like(mean), shape)
     sources = {a.source or f"node {next(_NUMBERS)}" for a in random}
     if len(sources) > 1:
-        return _independent(name, operands, narrow, mean, shape, len(arguments))
+        return _independent(name, operands, narrow, mean, shape, len(arguments), calm)
     spread = _random(operands, narrow) & ~lost
     if narrow[0].dim() == 0 or any(m.shape[0] != 1 for m in narrow):
         return settled(mean.masked_fill(spread, torch.nan), torch.zeros_like(mean), shape)
@@ -208,14 +227,15 @@ def _random(operands: Sequence[Any], narrow: Sequence[Tensor]) -> Tensor:
 
 
 def _independent(
-    name: str, operands: Sequence[Any], narrow: Sequence[Tensor], mean: Tensor, shape: Sequence[int], arguments: int
+    name: str, operands: Sequence[Any], narrow: Sequence[Tensor], mean: Tensor, shape: Sequence[int], arguments: int, calm: bool
 ) -> Fact:
-    """Clause 3, several sources."""
+    """Clause 3, several sources. ``calm``: all operands are."""
     if arguments != 2 or len(operands) != 2 or not all(isinstance(a, Fact) for a in operands):
         return settled(mean.masked_fill(_random(operands, narrow), torch.nan), torch.zeros_like(mean), shape)
     variances = [_broad(a.std, m).square() for a, m in zip(operands, narrow, strict=True)]
     if name in ("add", "sub", "subtract"):
-        return settled(mean, (variances[0] + variances[1]).sqrt(), shape)
+        spread = (variances[0] + variances[1]).sqrt()
+        return small(mean, spread, shape, calm=True) if calm else settled(mean, spread, shape)
     if name in ("mul", "multiply"):
         squares = [m.square() + v for m, v in zip(narrow, variances, strict=True)]
         return settled(mean, (squares[0] * squares[1] - mean.square()).clamp(min=0).sqrt(), shape)

@@ -37,6 +37,8 @@ POOLING = frozenset(
 REDUCTION = frozenset("mean sum amax amin".split())
 CONTRACTION = frozenset("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d linear matmul mm".split())
 NORM = frozenset(("batch_norm", "instance_norm"))
+ALIASES = IDENTITY | MOVEMENT  # results that may share memory with their operand
+RULED = IDENTITY | POINTWISE | MOVEMENT | POOLING | REDUCTION
 
 MODULES: dict[type, str] = {
     nn.Identity: "identity",

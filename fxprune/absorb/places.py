@@ -15,12 +15,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
 from fxprune.absorb.border import bordered
 from fxprune.absorb.operators import operation
-from fxprune.absorb.readers import Reader
+from fxprune.absorb.readers import Reader, reader
 from fxprune.capture.clone import module_at, walk
 from fxprune.capture.tracer import Captured
 from fxprune.errors import PlanMismatchError
@@ -128,9 +129,12 @@ def install(slim: fx.GraphModule, captured: Captured, plan: Plan) -> None:
     Raises:
         PlanMismatchError: an addition of a node that the program has not.
     """
+    if not plan.added:
+        return
     nodes = {node.name: node for node in slim.graph.nodes}
     originals = {node.name: node for node in captured.graph.nodes}
-    for addition in plan.added or ():
+    names = {id(t): name for name, t in captured.tensors.items()}
+    for addition in plan.added:
         node, original = nodes.get(addition.node), originals.get(addition.node)
         if node is None or original is None:
             raise PlanMismatchError(
@@ -139,21 +143,18 @@ def install(slim: fx.GraphModule, captured: Captured, plan: Plan) -> None:
                 node=addition.node,
                 got=addition.name,
             )
-        found = _reader(original, captured)
+        found = _reader(original, captured, names)
         if found is None or (addition.form == "bias" and not found.module):
             raise PlanMismatchError(
                 f"the plan adds {addition.name!r} behind node {addition.node!r}, which reads no channels.", node=addition.node
             )
         _install(slim, addition, node, found, plan)
-    if plan.added:
+    if any(addition.form != "bias" for addition in plan.added):
         slim.graph.lint()
         slim.recompile()
 
 
-def _reader(node: fx.Node, captured: Captured) -> Reader | None:
-    from fxprune.absorb.readers import reader
-
-    names = {id(t): name for name, t in captured.tensors.items()}
+def _reader(node: fx.Node, captured: Captured, names: dict[int, str]) -> Reader | None:
     module = captured.root.get_submodule(str(node.target)) if node.op == "call_module" else None
     held = {n: attribute(captured.root, str(n.target)) for n in node.all_input_nodes if n.op == "get_attr"}
     what = operation(node, module)
@@ -165,7 +166,7 @@ def _reader(node: fx.Node, captured: Captured) -> Reader | None:
 def rows_of(plan: Plan, reader: Reader) -> Tensor:
     """The original output channels of a reader that the slim one has, in its order."""
     kept = plan.kept.get(reader.name, {}).get(reader.out)
-    return torch.arange(reader.width, device="cpu") if kept is None else torch.tensor(kept, dtype=torch.long, device="cpu")
+    return torch.arange(reader.width, device="cpu") if kept is None else torch.from_numpy(np.array(kept, np.int64))
 
 
 def shape_of(form: str, reader: Reader, plan: Plan) -> tuple[int, ...]:

@@ -14,7 +14,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,8 +24,20 @@ from torch import Tensor, fx, nn
 
 from fxprune.absorb.border import bordered
 from fxprune.absorb.contract import contracted
+from fxprune.absorb.deferred import CALM, Deferred, Joined, Leaf, deferred, link, resolved
 from fxprune.absorb.fact import Fact, Shape, narrowed, normal, pointwise, settled, small, unknown, wide
-from fxprune.absorb.operators import CONTRACTION, IDENTITY, MOVEMENT, NORM, POINTWISE, POOLING, REDUCTION, Operation, operation
+from fxprune.absorb.operators import (
+    ALIASES,
+    CONTRACTION,
+    IDENTITY,
+    NORM,
+    POINTWISE,
+    POOLING,
+    REDUCTION,
+    RULED,
+    Operation,
+    operation,
+)
 from fxprune.absorb.readers import Reader, reader
 from fxprune.folds import Loss
 from fxprune.graph.channels import ChannelGraph
@@ -90,21 +102,24 @@ class _Walk:
         self.alias: dict[fx.Node, set[fx.Node]] = {}
         self.seen: dict[int, Ids] = {}
         self.found = Findings()
+        self.read: list[tuple[Reader, Fact, Ids]] = []
 
     def run(self) -> Findings:
         with torch.no_grad():
             for node in self.captured.graph.nodes:
                 if node.op != "output":
                     self.env[node] = self.step(node)
+            self.found.arrivals.extend(_arrivals(self.read))
         return self.found
 
     # ---- values ----
 
     def blank(self, node: fx.Node) -> Any:
         """Nothing is known of what a node computes."""
-        return torch.utils._pytree.tree_map(
-            lambda leaf: unknown(leaf.shape) if isinstance(leaf, Value) else leaf, self.graph.nodes[node.name]
-        )
+        made = self.graph.nodes[node.name]
+        if isinstance(made, Value):
+            return unknown(made.shape)
+        return torch.utils._pytree.tree_map(lambda leaf: unknown(leaf.shape) if isinstance(leaf, Value) else leaf, made)
 
     def of(self, part: Any) -> Any:
         return fx.node.map_aggregate(part, lambda leaf: self.env[leaf] if isinstance(leaf, fx.Node) else leaf)
@@ -118,8 +133,12 @@ class _Walk:
         if node.op == "call_module":
             module = self.modules.get(str(node.target)) or self.captured.root.get_submodule(str(node.target))
         what = operation(node, module)
-        args, kwargs = self.of(node.args), self.of(node.kwargs)
-        leaves = torch.utils._pytree.tree_leaves((args, kwargs))
+        if not node.kwargs and len(node.args) == 1 and isinstance(node.args[0], fx.Node):
+            args, kwargs, leaves = (self.env[node.args[0]],), {}, [self.env[node.args[0]]]
+        else:
+            args, kwargs, leaves = self.of(node.args), self.of(node.kwargs), []
+        if not leaves or not isinstance(leaves[0], Fact):
+            leaves = torch.utils._pytree.tree_leaves((args, kwargs))
         facts = [leaf for leaf in leaves if isinstance(leaf, Fact)]
         try:
             result = self.ruled(node, what, module, args, kwargs, facts)
@@ -144,7 +163,7 @@ class _Walk:
             return _plain(what.call(*_means(args), **_means(kwargs)))
         if not facts and not any(isinstance(x, Tensor) for x in torch.utils._pytree.tree_leaves((args, kwargs))):
             return what.call(*args, **kwargs)
-        if name not in IDENTITY and name not in POINTWISE and name not in MOVEMENT | POOLING | REDUCTION:
+        if name not in RULED:
             return None
         if name in REDUCTION and self.vanished(node):
             return None
@@ -172,7 +191,15 @@ class _Walk:
         given = kwargs
         if what.inplace and "inplace" in kwargs:
             given = {key: value for key, value in kwargs.items() if key != "inplace"}
-        return pointwise(what.name, lambda *a: call(*a, **given), tuple(args), what.settings, inplace=what.inplace)
+
+        def called(*values: Any) -> Any:
+            return call(*values, **given)
+
+        if len(args) == 1 and isinstance(args[0], Fact):
+            calm, one = deferred(args[0]), link(what, module, called)
+            if calm is not None and one is not None:
+                return calm.then(one)
+        return pointwise(what.name, called, tuple(args), what.settings, inplace=what.inplace)
 
     def moved(self, node: fx.Node, what: Operation, module: nn.Module | None, args: Any, kwargs: Any) -> Any:
         """Data movement, pooling and reductions."""
@@ -180,6 +207,8 @@ class _Walk:
         expected = self.graph.nodes[node.name]
         if what.name in POOLING and isinstance(fact, Fact) and isinstance(expected, Value):
             spatial = range(2, len(fact.shape))
+            if isinstance(fact, (Deferred, Joined)) and not _counts_padding(what.name, node, module):
+                return fact.of_shape(expected.shape)
             if all(narrowed(fact.mean).shape[d] == 1 for d in spatial) and not _counts_padding(what.name, node, module):
                 return small(narrowed(fact.mean), fact.std, expected.shape)
         if what.name in ("cat", "concat", "concatenate"):
@@ -224,20 +253,30 @@ class _Walk:
 
         def vector(key: str, default: float) -> Tensor:
             value = given.get(key)
-            filled = torch.full((channels,), default, dtype=torch.float64, device="cpu")
-            return (filled if value is None else value.detach().cpu().to(torch.float64)).reshape(shape)
+            if value is None:
+                return torch.full((channels,), default, dtype=torch.float64, device="cpu")
+            filled: Tensor = value.detach().cpu().to(torch.float64)
+            return filled
 
-        gamma, beta = vector("weight", 1.0), vector("bias", 0.0)
-        own = torch.from_numpy(self.channels_dead(node, channels)).reshape(shape) & torch.tensor(self.expected, device="cpu")
+        weight, bias = vector("weight", 1.0), vector("bias", 0.0)
+        goes = self.channels_dead(node, channels) & self.expected
+        instance = isinstance(module, nn.modules.instancenorm._InstanceNorm) or given.get("mean") is None
+        if instance or x.calm or not x.known:
+            sizes, shifts = np.abs(weight.numpy()), bias.numpy()
+            if sizes.all() and not (goes & (np.abs(shifts) > CALM * sizes)).any():
+                if not goes.any():
+                    return unknown(x.shape)
+                means, stds = torch.from_numpy(np.where(goes, shifts, np.nan)), torch.from_numpy(np.where(goes, sizes, 0.0))
+                return Deferred(x.shape, Leaf(means, stds, node.name, True))
+        gamma, beta, own = weight.reshape(shape), bias.reshape(shape), torch.from_numpy(goes).reshape(shape)
         dark = gamma == 0
         mean = torch.where(dark | own, beta, torch.nan)
         std = torch.where(own & ~dark, gamma.abs(), 0.0)
-        instance = isinstance(module, nn.modules.instancenorm._InstanceNorm) or given.get("mean") is None
         if x.known and not instance:
             known = narrowed(x.mean)
             sure = ~known.isnan() & (_full_rank(x.std, known) == 0) & ~dark
-            scale = gamma / torch.sqrt(vector("var", 1.0) + given["eps"])
-            exact = (known - vector("mean", 0.0)) * scale + beta
+            scale = gamma / torch.sqrt(vector("var", 1.0).reshape(shape) + given["eps"])
+            exact = (known - vector("mean", 0.0).reshape(shape)) * scale + beta
             mean, std = torch.where(sure, exact, mean), torch.where(sure, 0.0, std)
         return normal(mean, std, x.shape, node.name)
 
@@ -259,7 +298,7 @@ class _Walk:
             return None
         atoms = self.atoms_dead(found.name, found.dim)
         if len(atoms) and not found.depthwise:
-            self.found.arrivals.append(_arrival(found, x, atoms))
+            self.read.append((found, x, atoms))
         bias = self.captured.tensors.get(found.bias)
         return contracted(found, x, bias, self.graph.nodes[node.name].shape)
 
@@ -306,7 +345,7 @@ class _Walk:
         """Clause 5."""
         first = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
         group = {node}
-        if first is not None and (what.inplace or what.name in IDENTITY | MOVEMENT):
+        if first is not None and (what.inplace or what.name in ALIASES):
             group |= self.alias.setdefault(first, {first})
         for member in group:
             self.alias[member] = group
@@ -320,6 +359,25 @@ class _Walk:
     def forget(self, node: fx.Node) -> None:
         if isinstance(self.env.get(node), (Fact, tuple, list)):
             self.env[node] = self.blank(node)
+
+
+def _arrivals(read: Sequence[tuple[Reader, Fact, Ids]]) -> Iterator[Arrival]:
+    """Clause 3, for all readers."""
+    later: dict[int, tuple[Deferred | Joined, Tensor]] = {}
+    for place, (own, x, atoms) in enumerate(read):
+        found = x if isinstance(x, Joined) else deferred(x)
+        if found is not None and own.channel == 1:
+            later[place] = found, torch.from_numpy(atoms)
+    answers = dict(zip(later, resolved(list(later.values())), strict=True))
+    for place, (own, x, atoms) in enumerate(read):
+        if place in answers:
+            mean, std = answers[place]
+            yield Arrival(own, x.shape, atoms, mean, std, torch.zeros_like(mean))
+        elif not x.known:
+            nothing = torch.full((len(atoms),), torch.nan, dtype=torch.float64, device="cpu")
+            yield Arrival(own, x.shape, atoms, nothing, torch.zeros_like(nothing), nothing)
+        else:
+            yield _arrival(own, x, atoms)
 
 
 def _arrival(found: Reader, x: Fact, atoms: Ids) -> Arrival:
@@ -368,6 +426,13 @@ def _joined(args: Any, kwargs: Any) -> Fact | None:
     if not all(isinstance(p, Fact) for p in parts) or len({len(p.shape) for p in parts}) > 1:
         return None
     dim %= len(parts[0].shape)
+    if dim == 1 and Joined.fits(parts):
+        shape = (parts[0].shape[0], sum(p.shape[1] for p in parts), *parts[0].shape[2:])
+        return Joined(shape, parts, lambda: _laid(parts, dim) or unknown(shape))
+    return _laid(parts, dim)
+
+
+def _laid(parts: Sequence[Fact], dim: int) -> Fact | None:
     smalls = [narrowed(p.mean) for p in parts]
     if any(s.shape[d] > 1 for s in smalls for d in range(s.dim()) if d != dim):
         return None

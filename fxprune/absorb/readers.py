@@ -19,13 +19,14 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from fxprune.absorb.operators import CONTRACTION, Operation
+from fxprune.provenance.factor import Ids
 
-SMALLEST_CHUNK, LARGEST_CHUNK = 1 << 15, 1 << 20  # numbers of a weight that are looked at at once
+SMALLEST_CHUNK, LARGEST_CHUNK = 1 << 16, 1 << 20  # numbers of a weight that are looked at at once
 
 
 def chunk(weight: Tensor) -> int:
     """How many numbers of a weight are looked at at once: memory stays a small share of the weight's."""
-    return min(max(weight.numel() // 128, SMALLEST_CHUNK), LARGEST_CHUNK)
+    return min(max(weight.numel() // 64, SMALLEST_CHUNK), LARGEST_CHUNK)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -175,25 +176,25 @@ def _wide(value: Any, spatial: int) -> tuple[int, ...]:
     return numbers * spatial if len(numbers) == 1 else numbers
 
 
-def kernel(reader: Reader, atoms: Sequence[int], values: Tensor, rows: Tensor) -> Tensor:
+def kernel(reader: Reader, atoms: Ids, values: Tensor, rows: Tensor) -> Tensor:
     """Clause 2: ``(rows, *window)``, for the output channels that ``rows`` names."""
     found, _ = products(reader, atoms, values, None, rows)
     return found
 
 
-def gross(reader: Reader, atoms: Sequence[int], values: Tensor, rows: Tensor) -> Tensor:
+def gross(reader: Reader, atoms: Ids, values: Tensor, rows: Tensor) -> Tensor:
     """``sum_a |sum_window W[o, a]|**2 values[a]`` ``(rows,)``, with the windows' magnitudes: 0 where a row hears none of these inputs."""
     _, found = products(reader, atoms, torch.zeros_like(values), values, rows, magnitude=True)
     return found
 
 
 def products(
-    reader: Reader, atoms: Sequence[int], values: Tensor, squares: Tensor | None, rows: Tensor, *, magnitude: bool = False
+    reader: Reader, atoms: Ids, values: Tensor, squares: Tensor | None, rows: Tensor, *, magnitude: bool = False
 ) -> tuple[Tensor, Tensor]:
     """The kernel of constants, and the variance of the correction for independent inputs with variances ``squares``, in pieces."""
     weight, window = reader.weight.detach(), tuple(reader.weight.shape[2:])
     used = values != 0 if squares is None else (values != 0) | (squares != 0)
-    index = torch.tensor(list(atoms), dtype=torch.long, device="cpu")[used]
+    index = torch.from_numpy(atoms)[used]
     constants = values[used].to(torch.float64)
     spread = torch.zeros_like(constants) if squares is None else squares[used].to(torch.float64)
     result, variance = (
@@ -203,48 +204,60 @@ def products(
     if not len(index):
         return result, variance
 
-    def both(part: Tensor) -> tuple[Tensor, Tensor]:
-        """``part``: (rows, atoms, *window)."""
-        wide = part.cpu().to(torch.float64)
-        flat = wide.flatten(2) if wide.dim() > 2 else wide.unsqueeze(2)
-        total = (constants @ flat).reshape(len(part), *window)
+    def both(part: Tensor, constants: Tensor, spread: Tensor) -> tuple[Tensor, Tensor]:
+        """``part``: (rows, inputs, *window); ``constants`` and ``spread``: (inputs,), or (rows, inputs)."""
+        part = part.reshape(*part.shape[:2], -1).cpu()
+        wide = part.to(torch.float64)
+        plain = wide.shape[2] == 1 and constants.dim() == 1
+        total = wide.squeeze(2) @ constants if plain else (constants.unsqueeze(-2) @ wide).squeeze(-2)
         if squares is None:
-            return total, variance[:0]
-        # an estimate, in the weight's own precision
-        own = (part if part.dtype == torch.float32 else wide).cpu()
+            return total.reshape(len(part), *window), variance[:0]
+        own = part if part.dtype == torch.float32 else wide  # an estimate, in the weight's own precision
         own = own.abs() if magnitude else own
-        summed = own.flatten(2).sum(2) if own.dim() > 2 else own
-        return total, summed.square() @ spread.to(summed.dtype)
+        heard = (own.sum(2) if own.shape[2] > 1 else own.squeeze(2)).square()
+        spread = spread.to(heard.dtype)
+        return total.reshape(len(part), *window), heard @ spread if spread.dim() == 1 else (heard * spread).sum(1)
 
-    if reader.blocks == 1:
-        of_rows = weight if reader.out == 0 else weight.transpose(0, 1)
-        step = max(1, chunk(weight) // max(1, weight.shape[reader.dim] * weight[0, 0].numel()))
-        for start in range(0, len(rows), step):
-            part = of_rows.index_select(0, rows[start : start + step].to(weight.device)).index_select(1, index.to(weight.device))
-            total, more = both(part)
-            result[start : start + step] = total
-            if squares is not None:
-                variance[start : start + step] = more
-        return result, variance
-    atoms_of = torch.zeros(
-        2, reader.blocks * weight.shape[1] if reader.dim == 1 else weight.shape[0], dtype=torch.float64, device="cpu"
-    )
-    atoms_of[0, index], atoms_of[1, index] = constants, spread
-    wide = weight.cpu().to(torch.float64)
-    summed = wide.abs() if magnitude else wide
-    summed = summed.flatten(2).sum(2) if window else summed
-    result = _grouped(reader, wide, atoms_of[0]).reshape(reader.width, *window)[rows]
-    return result, _grouped(reader, summed.square(), atoms_of[1]).reshape(reader.width)[rows]
+    if reader.blocks > 1:
+        by_block = torch.zeros(
+            2, reader.blocks * weight.shape[1] if reader.dim == 1 else weight.shape[0], dtype=torch.float64, device="cpu"
+        )
+        by_block[0, index], by_block[1, index] = constants, spread
+        constants, spread = by_block.view(2, reader.blocks, -1)
+    if reader.blocks > 1 and reader.dim == 0:
+        wide = weight.cpu().to(torch.float64)
+        summed = (wide.abs() if magnitude else wide).flatten(2).sum(2) if window else wide
+        result = _grouped(reader, wide, constants).reshape(reader.width, *window)[rows]
+        return result, _grouped(reader, summed.square(), spread).reshape(reader.width)[rows]
+    of_rows = weight if reader.out == 0 else weight.transpose(0, 1)
+    step = max(1, chunk(weight) // max(1, of_rows[0].numel()))
+    for start in range(0, len(rows), step):
+        some = rows[start : start + step]
+        if reader.blocks > 1:
+            block = some // (reader.width // reader.blocks)
+            total, more = both(of_rows.index_select(0, some.to(weight.device)), constants[block], spread[block])
+        else:
+            part = of_rows.index_select(0, some.to(weight.device)).index_select(1, index.to(weight.device))
+            total, more = both(part, constants, spread)
+        result[start : start + step] = total
+        if squares is not None:
+            variance[start : start + step] = more
+    return result, variance
+
+
+def hears(reader: Reader, atoms: Ids, rows: Tensor) -> bool:
+    """Some of these rows has a weight for some of these inputs."""
+    if reader.blocks == 1 and len(atoms) and len(rows):
+        column = reader.weight.detach().select(reader.dim, int(atoms[0])).flatten(1) if reader.weight.dim() > 2 else None
+        if column is not None and bool((column[rows.to(column.device)] != 0).any()):
+            return True  # settles it nearly always
+    return bool(gross(reader, atoms, torch.ones(len(atoms), dtype=torch.float64, device="cpu"), rows).any())
 
 
 def _grouped(reader: Reader, weight: Tensor, constants: Tensor) -> Tensor:
-    """The kernel of a grouped convolution: ``(blocks, rows, *window)``."""
+    """The kernel of a grouped transposed convolution, of constants ``(blocks, inputs)``: ``(blocks, rows, *window)``."""
     blocks = weight.reshape(reader.blocks, weight.shape[0] // reader.blocks, *weight.shape[1:])
-    per_block = constants.reshape(reader.blocks, -1)
-    if reader.dim == 1:
-        blocks = blocks.transpose(1, 2)
-    shape = (*per_block.shape, *[1] * (blocks.dim() - 2))
-    return (blocks * per_block.reshape(shape)).sum(1)
+    return (blocks * constants.reshape(*constants.shape, *[1] * (blocks.dim() - 2))).sum(1)
 
 
 def _count(shape: Sequence[int]) -> int:

@@ -21,7 +21,7 @@ from torch import Tensor, fx, nn
 from fxprune.absorb.calibrate import measured
 from fxprune.absorb.places import Place, Places, install, rows_of, shape_of
 from fxprune.absorb.propagate import Arrival, Findings, propagate
-from fxprune.absorb.readers import Reader, gross, image, interior, products
+from fxprune.absorb.readers import Reader, hears, image, interior, products
 from fxprune.capture.eager import EagerCaptured
 from fxprune.capture.inputs import Inputs
 from fxprune.errors import InputError
@@ -83,8 +83,9 @@ def absorbed(
     losses = list(found.losses)
     unheard = _silent(graph, plan, mute)
     for arrival in found.arrivals:
-        heard = _heard(graph, plan, arrival.reader, unheard)
-        made = _fold(arrival, data.get(arrival.reader.node.name), places, plan, what.mode, losses, heard)
+        rows = rows_of(plan, arrival.reader)
+        heard = _heard(graph, arrival.reader, rows, unheard)
+        made = _fold(arrival, data.get(arrival.reader.node.name), places, plan, what.mode, losses, rows, heard)
         if made is not None:
             folds.append(made[0])
             kernels.append(made[1])
@@ -101,8 +102,10 @@ def absorbed(
     return plan, Absorption(what.mode, DATA if data else CLOSED, tuple(folds), tuple(losses), exact)
 
 
-def _silent(graph: ChannelGraph, plan: Plan, mute: Mask | None) -> Mask:
-    """Components that stay and that nobody hears (clause 3)."""
+def _silent(graph: ChannelGraph, plan: Plan, mute: Mask | None) -> Mask | None:
+    """Components that stay and that nobody hears (clause 3); None: there are none."""
+    if mute is None and not plan.silent:
+        return None
     found = np.zeros(graph.closed.count, np.bool_) if mute is None else mute.copy()
     for axis in graph.axes:
         atoms = plan.silent.get(axis.name, {}).get(axis.dim, ())
@@ -110,11 +113,12 @@ def _silent(graph: ChannelGraph, plan: Plan, mute: Mask | None) -> Mask:
     return found
 
 
-def _heard(graph: ChannelGraph, plan: Plan, reader: Reader, unheard: Mask) -> Tensor:
+def _heard(graph: ChannelGraph, reader: Reader, rows: Tensor, unheard: Mask | None) -> Tensor:
     """Which of a reader's rows somebody hears."""
-    rows = rows_of(plan, reader)
+    if unheard is None:
+        return torch.ones(len(rows), dtype=torch.bool, device="cpu")
     axis = next((a for a in graph.axes if a.name == reader.name and a.dim == reader.out), None)
-    if axis is None or not unheard.any():
+    if axis is None:
         return torch.ones(len(rows), dtype=torch.bool, device="cpu")
     return torch.from_numpy(~unheard[graph.closed.component[axis.start + rows.numpy()]])
 
@@ -126,32 +130,34 @@ def _fold(
     plan: Plan,
     mode: str,
     losses: list[Loss],
+    rows: Tensor,
     heard: Tensor,
 ) -> tuple[Fold, Tensor, Place] | None:
     """The fold of one reader with its kernel, or None where there is nothing to fold; what is lost is taken down.
 
-    ``heard``: which of the reader's rows count.
+    ``rows``: the original rows that the slim reader has; ``heard``: which of them count.
     """
     reader, mean, std = arrival.reader, arrival.mean, arrival.std
     if data is not None:
         sure = ~mean.isnan() & (std == 0) & (arrival.apart == 0)
         mean, std = torch.where(sure, mean, data[0]), torch.where(sure, std, data[1])
-    rows = rows_of(plan, reader)
     lost = mean.isnan()
-    if bool(lost.any()) and not bool(gross(reader, arrival.atoms.tolist(), lost.double(), rows)[heard].any()):
-        lost = torch.zeros_like(lost)  # nobody hears them
-    if bool(lost.any()):
+    missing = bool(lost.any())
+    if missing and not hears(reader, arrival.atoms[lost.numpy()], rows[heard]):
+        lost, missing = torch.zeros_like(lost), False  # nobody hears them
+    if missing:
         losses.append(Loss(reader.node.name, "what these channels emit is not known without data", int(lost.sum())))
     values = mean.nan_to_num(0.0)
     apart = arrival.apart.nan_to_num(0.0)
     if not bool((values != 0).any()) and not bool((std > 0).any()) and not bool((apart > 0).any()):
         return None
     scatter = torch.maximum(std.nan_to_num(0.0), apart)
-    kernels, variance = products(reader, arrival.atoms.tolist(), values, scatter.square(), rows)
+    kernels, variance = products(reader, arrival.atoms, values, scatter.square(), rows)
     unsure = float(variance.where(heard, 0.0).max().sqrt())
-    if not bool((kernels != 0).any()) and unsure == 0:
+    some = bool((kernels != 0).any())
+    if not some and unsure == 0:
         return None
-    uneven = reader.uneven and bool((kernels != 0).any())
+    uneven = reader.uneven and some
     place = places.place(reader, border=uneven and mode == EXACT)
     if place is None:
         reason = "the plan adds no tensor that could take them"
@@ -164,7 +170,7 @@ def _fold(
         left += float((laid - middle).abs().max())
     if place.form == "norm":
         kernels = kernels[_selected(plan, place.name, rows)]
-    exact = left == 0 and not bool(lost.any())
+    exact = left == 0 and not missing
     atoms = tuple(arrival.atoms.tolist())
     fold = Fold(
         *(reader.node.name, reader.name, reader.dim, atoms, tuple(values.tolist()), place.form, place.name),

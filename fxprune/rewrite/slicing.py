@@ -30,7 +30,10 @@ def slim_shape(shape: Sequence[int], axes: Sequence[Axis], order: Mapping[Axis, 
     """The shape of a slim tensor."""
     sizes = list(shape)
     for axis in axes:
-        sizes[axis.dim] = len(order[axis]) // len(live_blocks(axis, order)) if axis.blocks > 1 else len(order[axis])
+        if axis.blocks == 1:
+            sizes[axis.dim] = len(order[axis])
+        elif shape[axis.dim] > 1:
+            sizes[axis.dim] = len(order[axis]) // len(live_blocks(axis, order))
     return tuple(sizes)
 
 
@@ -102,6 +105,8 @@ def take(
     blocked: tuple[Ids, Ids] | None = None
     for axis in axes:
         rows = order[axis]
+        if axis.blocks > 1 and tensor.shape[axis.dim] == 1:
+            continue  # depthwise: a row has the one input that goes with it
         if axis.blocks > 1:
             inner = rows.reshape(len(live_blocks(axis, order)), -1) % tensor.shape[axis.dim]
             blocked = (inner, _row_blocks(tensor.shape, axes, order, axis))

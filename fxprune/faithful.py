@@ -47,13 +47,25 @@ def same_program(model: nn.Module, program: nn.Module, inputs: Inputs) -> None:
         )
 
 
+def _elsewhere(model: nn.Module, inputs: Inputs) -> str:
+    """A hint, where inputs and weights are on different devices."""
+    here = {str(p.device) for p in model.parameters()}
+    there = {str(x.device) for x in torch.utils._pytree.tree_leaves((inputs.args, dict(inputs.kwargs))) if isinstance(x, Tensor)}
+    if not here or not there or here & there:
+        return ""
+    home = min(here)
+    return f" (The model is on {home}, the example inputs are on {', '.join(sorted(there))}: give them as x.to({home!r}).)"
+
+
 def _apart(run: Run, model: nn.Module, program: nn.Module, inputs: Inputs) -> float:
     """The largest difference of an output, relative to its largest value."""
     try:
         eager, traced = run(model, inputs), run(program, inputs)
     except Exception as error:
         line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"the model itself fails on these example inputs: {line}", node="output", got=line) from error
+        raise InputError(
+            f"the model itself fails on these example inputs: {line}{_elsewhere(model, inputs)}", node="output", got=line
+        ) from error
     if len(eager) != len(traced):
         raise UnfaithfulCaptureError(
             f"the captured program returns {len(traced)} tensors, the model {len(eager)}: tracing does not see all that it returns. "

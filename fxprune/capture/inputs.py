@@ -1,7 +1,8 @@
 """Example inputs: what the user gives, or what the model lets one infer.
 
 Inference tries shapes on the meta device, so it costs no arithmetic: the model's own configuration first (``input_size``,
-``default_cfg``, ``config.image_size``), then common sizes for the first convolution or linear layer.
+``default_cfg``, ``config.image_size``), then common sizes for the first convolution or linear layer; numbers of tokens where an embedding
+comes before these.
 """
 
 from __future__ import annotations
@@ -82,12 +83,14 @@ def infer(model: nn.Module, works: Callable[[Inputs], Exception | None]) -> Inpu
     """
     tried: list[str] = []
     last: Exception | None = None
-    for shape in () if _takes_list(model) else _candidates(model):
-        candidate = Inputs((_random(shape, model),), {}, inferred=True)
+    tokens = _tokens(model)
+    for example in () if _takes_list(model) else [*tokens, *(() if tokens else _candidates(model))]:
+        values = example if isinstance(example, Tensor) else _random(example, model)
+        candidate = Inputs((values,), {}, inferred=True)
         last = works(candidate)
         if last is None:
             return candidate
-        tried.append("x".join(map(str, shape)))
+        tried.append("x".join(map(str, values.shape)) + (" whole numbers" if tokens else ""))
     if isinstance(_first(model), nn.Conv2d):
         images = [_random(shape, model) for shape in _images(model)]
         last = works(Inputs((images,), {}, inferred=True))
@@ -131,6 +134,17 @@ def _candidates(model: nn.Module) -> Iterator[tuple[int, ...]]:
 def _first(model: nn.Module) -> nn.Module | None:
     """The first convolution or linear layer."""
     return next((m for m in model.modules() if isinstance(m, (nn.modules.conv._ConvNd, nn.Linear))), None)
+
+
+def _tokens(model: nn.Module) -> list[Tensor]:
+    """Numbers of tokens, if the model's first layer is an embedding: sentences, or one token per sample."""
+    kinds = (nn.Embedding, nn.EmbeddingBag, nn.modules.conv._ConvNd, nn.Linear)
+    first = next((m for m in model.modules() if isinstance(m, kinds)), None)
+    if not isinstance(first, (nn.Embedding, nn.EmbeddingBag)):
+        return []
+    generator = torch.Generator().manual_seed(0)
+    made = (torch.randint(first.num_embeddings, shape, generator=generator, device="cpu") for shape in ((2, 16), (2,)))
+    return [numbers.to(first.weight.device) for numbers in made]
 
 
 def _takes_list(model: nn.Module) -> bool:

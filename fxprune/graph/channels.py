@@ -100,7 +100,7 @@ class Selection:
     heard: Ids
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ChannelGraph:
     """Provenance of every node, coupled channels, constraints and groups of one captured model.
 
@@ -124,6 +124,11 @@ class ChannelGraph:
     notes: tuple[str, ...] = ()
     inputs: Inputs | None = None
     selection: Selection | None = None
+
+    def __repr__(self) -> str:
+        free, whole = self.prunable()
+        own = f"{len(self.groups)} groups, {free} of {whole} channels can go"
+        return f"<{type(self).__name__} of {self.program.captured.name}: {own}; explain(name) tells why>"
 
     @property
     def axes(self) -> Sequence[Axis]:

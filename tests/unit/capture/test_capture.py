@@ -270,3 +270,31 @@ def test_a_proxy_in_a_loop_is_refused() -> None:
 
     with pytest.raises(fxprune.CaptureError):
         trace(Looping())
+
+
+class Tagger(nn.Module):
+    """Tokens in, three numbers per sentence out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.layers, self.head = nn.Embedding(50, 16), nn.LSTM(16, 24, batch_first=True), nn.Linear(24, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.layers(self.embedding(x))[0][:, -1])
+
+
+def test_tokens_are_inferred_where_an_embedding_comes_first() -> None:
+    model = seeded(Tagger())
+    slim = fxprune.slim(model, 0.5)
+    assert slim.layers.hidden_size < 24
+    assert fxprune.summary(slim).parameters < fxprune.summary(model).parameters
+
+
+def test_a_graph_introduces_itself_in_one_line() -> None:
+    graph = fxprune.analyze(seeded(Tagger()))
+    assert str(graph) == repr(graph) == "<ChannelGraph of Tagger: 2 groups, 208 of 261 channels can go; explain(name) tells why>"
+
+
+def test_inputs_on_another_device_than_the_model_are_told_so() -> None:
+    with pytest.raises(InputError, match=r"The model is on cpu, the example inputs are on meta: give them as x.to\('cpu'\)"):
+        fxprune.slim(seeded(Sized(32)), 0.5, torch.empty(1, 3, 32, 32, device="meta"))

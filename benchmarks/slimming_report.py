@@ -138,13 +138,13 @@ def points(apart: Sequence[float]) -> str:
 
 def mlp(rows: Sequence[Facts]) -> list[str]:
     """The paper's perceptron."""
-    order = ("control", "sparse", "slim")
+    order = ("control", "sparse", "slim", "slim, distillation")
     rows = sorted(rows, key=lambda row: order.index(row["way"]))
     lines = [
         [
-            {"control": "unpruned control", "sparse": "after sparse training", "slim": "slim"}[way],
+            {"control": "unpruned control", "sparse": "after sparse training"}.get(way, way),
             f"{sum(values(own, 'parameters')) / len(own):,.0f}",
-            percent([1 - value for value in values(own, "before")], 2) if way == "slim" else "",
+            percent([1 - value for value in values(own, "before")], 2) if way.startswith("slim") else "",
             percent([1 - value for value in values(own, "after")], 2),
             seeds_of(own),
         ]
@@ -153,12 +153,14 @@ def mlp(rows: Sequence[Facts]) -> list[str]:
     lines += [["paper, unpruned", "545 K", "", "1.43 %", ""], ["paper, slim", "-84.4 %", "", "1.49 %", ""]]
     parts = table(("", "parameters", "error before fine-tuning", "error", "seeds"), lines)
     control = {row["seed"]: row["after"] for row in rows if row["way"] == "control"}
-    slim = [row for row in rows if row["way"] == "slim" and row["seed"] % 100 in control]
-    if slim:
+    for way in order[2:]:
+        slim = [row for row in rows if row["way"] == way and row["seed"] % 100 in control]
+        if not slim:
+            continue
         apart = points([control[row["seed"] % 100] - row["after"] for row in slim])
         fewer = percent([1 - value for value in values(slim, "parameters_left")])
         widths = "; ".join("784-" + "-".join(str(width) for width in row["widths"]) for row in slim)
-        parts += [f"{fewer} fewer parameters; errors differ from the control's by {apart} points. Widths by seed: {widths}.", ""]
+        parts += [f"*{way}*: {fewer} fewer parameters; errors differ from the control's by {apart} points. Widths: {widths}.", ""]
     return parts
 
 

@@ -229,15 +229,18 @@ def mlp(desk: Desk) -> None:
         sparse = with_gammas(fresh, 0.5)
         desk.cell(f"mlp/seed{seed}-sparse", whole, sparse, MLP_SPARSE, data, seed, {"way": "sparse"})
         desk.reload(sparse, f"mlp/seed{seed}-sparse")
-        desk.cell(f"mlp/seed{seed}-slim", _mlp, sparse, seed)
+        teacher = copy.deepcopy(fresh)
+        desk.reload(teacher, f"mlp/seed{seed}-control")
+        desk.cell(f"mlp/seed{seed}-slim", _mlp, sparse, seed, "slim", None)
+        desk.cell(f"mlp/seed{seed}-slim-distilled", _mlp, sparse, seed, "slim, distillation", teacher)
 
 
-def _mlp(desk: Desk, path: Path, sparse: nn.Module, seed: int) -> Facts:
+def _mlp(desk: Desk, path: Path, sparse: nn.Module, seed: int, way: str, teacher: nn.Module | None) -> Facts:
     data = desk.images("mnist")
-    slim = fxprune.slim(sparse, None, image_of(data), budget=fxprune.Budget(params=1 - FEWER))
+    slim = fxprune.slim(sparse, None, image_of(data), budget=fxprune.Budget(params=1 - FEWER), score="gamma")
     widths = [m.out_features for m in slim.modules() if isinstance(m, nn.Linear)]
-    facts: Facts = {"way": "slim", "widths": widths, **sizes(slim, sparse, image_of(data))}
-    return facts | tuned(desk, path, slim, MLP_TUNE, data, seed + 100)
+    facts: Facts = {"way": way, "widths": widths, **sizes(slim, sparse, image_of(data))}
+    return facts | tuned(desk, path, slim, MLP_TUNE, data, seed + 100, teacher)
 
 
 # passes: half of all channels per pass, but at most half of any layer

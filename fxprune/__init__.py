@@ -36,6 +36,7 @@ from fxprune.io.diff import diff as diff
 from fxprune.io.model import load as load
 from fxprune.io.model import save as save
 from fxprune.plan import Plan as Plan
+from fxprune.quickest import quickest as quickest
 from fxprune.reporting.html import report as report
 from fxprune.reporting.story import story as story
 from fxprune.reporting.summary import summary as summary
@@ -74,6 +75,7 @@ __all__ = [
     "load",
     "plan",
     "plan_of",
+    "quickest",
     "report",
     "save",
     "sensitivity",

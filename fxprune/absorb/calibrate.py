@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fxprune.absorb.propagate import Arrival
+from fxprune.absorb.arrivals import Arrival
 from fxprune.capture.clone import same
 from fxprune.capture.inputs import Inputs
 from fxprune.capture.tracer import Captured

@@ -15,7 +15,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from fxprune.absorb.propagate import Arrival, Findings, propagate
+from fxprune.absorb.arrivals import Arrival
+from fxprune.absorb.propagate import Findings, propagate
 from fxprune.graph.channels import ChannelGraph
 from fxprune.provenance.factor import Ids, Mask
 

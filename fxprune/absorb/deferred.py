@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxprune.absorb.fact import Fact, Samples, Shape, normal, pointwise, small
+from fxprune.absorb.fact import Fact, Samples, Shape, full_rank, narrowed, normal, pointwise, small, unknown
 from fxprune.absorb.operators import Operation
 
 CALM = 8.0
@@ -241,3 +241,32 @@ def _parts(fact: Fact, atoms: Tensor) -> Iterator[tuple[Fact, Tensor]]:
         if high > low:
             yield from _parts(part, atoms[low:high] - start)
         start = stop
+
+
+def joined(args: Any, kwargs: Any) -> Fact | None:
+    """A concatenation, without laying constants out over pixels."""
+    parts = args[0]
+    dim = int(args[1] if len(args) > 1 else kwargs.get("dim", kwargs.get("axis", 0)))
+    if not all(isinstance(p, Fact) for p in parts) or len({len(p.shape) for p in parts}) > 1:
+        return None
+    dim %= len(parts[0].shape)
+    if dim == 1 and Joined.fits(parts):
+        shape = (parts[0].shape[0], sum(p.shape[1] for p in parts), *parts[0].shape[2:])
+        return Joined(shape, parts, lambda: _laid(parts, dim) or unknown(shape))
+    return _laid(parts, dim)
+
+
+def _laid(parts: Sequence[Fact], dim: int) -> Fact | None:
+    smalls = [narrowed(p.mean) for p in parts]
+    if any(s.shape[d] > 1 for s in smalls for d in range(s.dim()) if d != dim):
+        return None
+    shape = list(parts[0].shape)
+    shape[dim] = sum(p.shape[dim] for p in parts)
+    line = [1] * len(shape)
+
+    def laid(t: Tensor, part: Fact) -> Tensor:
+        line[dim] = part.shape[dim]
+        return full_rank(t, part.mean).expand(line)
+
+    mean = torch.cat([laid(s, p) for s, p in zip(smalls, parts, strict=True)], dim)
+    return small(mean, torch.cat([laid(p.std, p) for p in parts], dim), shape)

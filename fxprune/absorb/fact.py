@@ -240,3 +240,8 @@ def _independent(
         squares = [m.square() + v for m, v in zip(narrow, variances, strict=True)]
         return settled(mean, (squares[0] * squares[1] - mean.square()).clamp(min=0).sqrt(), shape)
     return settled(mean.masked_fill(_random(operands, narrow), torch.nan), torch.zeros_like(mean), shape)
+
+
+def full_rank(std: Tensor, like: Tensor) -> Tensor:
+    """A std with as many dimensions as its mean."""
+    return std.reshape((1,) * (like.dim() - std.dim()) + tuple(std.shape)) if std.dim() < like.dim() else std

@@ -14,7 +14,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,10 +22,11 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from fxprune.absorb.arrivals import Arrival, arrivals
 from fxprune.absorb.border import bordered
 from fxprune.absorb.contract import contracted
-from fxprune.absorb.deferred import CALM, Deferred, Joined, Leaf, deferred, link, resolved
-from fxprune.absorb.fact import Fact, Shape, narrowed, normal, pointwise, settled, small, unknown, wide
+from fxprune.absorb.deferred import CALM, Deferred, Joined, Leaf, deferred, joined, link
+from fxprune.absorb.fact import Fact, full_rank, narrowed, normal, pointwise, settled, small, unknown
 from fxprune.absorb.operators import (
     ALIASES,
     CONTRACTION,
@@ -46,18 +47,6 @@ from fxprune.provenance.factor import Ids, Mask, Value
 from fxprune.provenance.interpret import attribute
 
 RESHAPED: dict[str, Callable[..., Any]] = {"view": torch.Tensor.reshape, "view_as": torch.Tensor.reshape_as}
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Arrival:
-    """Clause 3: removed atoms of a reader's input side and what arrives there: NaN where it is not known."""
-
-    reader: Reader
-    shape: Shape
-    atoms: Ids
-    mean: Tensor
-    std: Tensor
-    apart: Tensor
 
 
 @dataclass(slots=True)
@@ -109,7 +98,7 @@ class _Walk:
             for node in self.captured.graph.nodes:
                 if node.op != "output":
                     self.env[node] = self.step(node)
-            self.found.arrivals.extend(_arrivals(self.read))
+            self.found.arrivals.extend(arrivals(self.read))
         return self.found
 
     # ---- values ----
@@ -212,7 +201,7 @@ class _Walk:
             if all(narrowed(fact.mean).shape[d] == 1 for d in spatial) and not _counts_padding(what.name, node, module):
                 return small(narrowed(fact.mean), fact.std, expected.shape)
         if what.name in ("cat", "concat", "concatenate"):
-            made = _joined(args, kwargs)
+            made = joined(args, kwargs)
             if made is not None:
                 return made
 
@@ -226,7 +215,7 @@ class _Walk:
         means = run(lambda f: f.mean)
         if all(f.certain for f in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(f, Fact)):
             return _facts(means, None)
-        return _facts(means, run(lambda f: _full_rank(f.std, f.mean).expand(f.shape)))
+        return _facts(means, run(lambda f: full_rank(f.std, f.mean).expand(f.shape)))
 
     # ---- sources and readers ----
 
@@ -274,7 +263,7 @@ class _Walk:
         std = torch.where(own & ~dark, gamma.abs(), 0.0)
         if x.known and not instance:
             known = narrowed(x.mean)
-            sure = ~known.isnan() & (_full_rank(x.std, known) == 0) & ~dark
+            sure = ~known.isnan() & (full_rank(x.std, known) == 0) & ~dark
             scale = gamma / torch.sqrt(vector("var", 1.0).reshape(shape) + given["eps"])
             exact = (known - vector("mean", 0.0).reshape(shape)) * scale + beta
             mean, std = torch.where(sure, exact, mean), torch.where(sure, 0.0, std)
@@ -361,39 +350,6 @@ class _Walk:
             self.env[node] = self.blank(node)
 
 
-def _arrivals(read: Sequence[tuple[Reader, Fact, Ids]]) -> Iterator[Arrival]:
-    """Clause 3, for all readers."""
-    later: dict[int, tuple[Deferred | Joined, Tensor]] = {}
-    for place, (own, x, atoms) in enumerate(read):
-        found = x if isinstance(x, Joined) else deferred(x)
-        if found is not None and own.channel == 1:
-            later[place] = found, torch.from_numpy(atoms)
-    answers = dict(zip(later, resolved(list(later.values())), strict=True))
-    for place, (own, x, atoms) in enumerate(read):
-        if place in answers:
-            mean, std = answers[place]
-            yield Arrival(own, x.shape, atoms, mean, std, torch.zeros_like(mean))
-        elif not x.known:
-            nothing = torch.full((len(atoms),), torch.nan, dtype=torch.float64, device="cpu")
-            yield Arrival(own, x.shape, atoms, nothing, torch.zeros_like(nothing), nothing)
-        else:
-            yield _arrival(own, x, atoms)
-
-
-def _arrival(found: Reader, x: Fact, atoms: Ids) -> Arrival:
-    """Clause 3."""
-    narrow = narrowed(x.mean)
-    std = _full_rank(x.std, narrow).expand(wide(x.std.shape, narrow.shape))
-    size = x.shape[found.channel]
-    lines = narrow.movedim(found.channel, 0).reshape(narrow.shape[found.channel], -1)
-    middle = tuple(slice(None) if d == found.channel else slice(s // 2, s // 2 + 1) for d, s in enumerate(narrow.shape))
-    mean = narrow[middle].reshape(-1).expand(size)
-    apart = torch.maximum((lines.amax(1).expand(size) - mean).abs(), (lines.amin(1).expand(size) - mean).abs())
-    spread = std.movedim(found.channel, 0).reshape(std.shape[found.channel], -1).amax(1).expand(size)
-    index = torch.from_numpy(atoms)
-    return Arrival(found, x.shape, atoms, mean[index], spread[index], apart[index])
-
-
 def _means(part: Any) -> Any:
     def mean(leaf: Any) -> Any:
         return leaf.mean if isinstance(leaf, Fact) else leaf
@@ -406,10 +362,6 @@ def _plain(result: Any) -> Any:
     return None if any(isinstance(x, Tensor) for x in torch.utils._pytree.tree_leaves(result)) else result
 
 
-def _full_rank(std: Tensor, like: Tensor) -> Tensor:
-    return std.reshape((1,) * (like.dim() - std.dim()) + tuple(std.shape)) if std.dim() < like.dim() else std
-
-
 def _facts(means: Any, stds: Any) -> Any:
     """The facts of a result that was computed on means and on standard deviations."""
     if isinstance(means, Tensor):
@@ -417,35 +369,6 @@ def _facts(means: Any, stds: Any) -> Any:
     if isinstance(means, (tuple, list)):
         return type(means)(_facts(m, None if stds is None else stds[i]) for i, m in enumerate(means))
     return means
-
-
-def _joined(args: Any, kwargs: Any) -> Fact | None:
-    """A concatenation, without laying constants out over pixels."""
-    parts = args[0]
-    dim = int(args[1] if len(args) > 1 else kwargs.get("dim", kwargs.get("axis", 0)))
-    if not all(isinstance(p, Fact) for p in parts) or len({len(p.shape) for p in parts}) > 1:
-        return None
-    dim %= len(parts[0].shape)
-    if dim == 1 and Joined.fits(parts):
-        shape = (parts[0].shape[0], sum(p.shape[1] for p in parts), *parts[0].shape[2:])
-        return Joined(shape, parts, lambda: _laid(parts, dim) or unknown(shape))
-    return _laid(parts, dim)
-
-
-def _laid(parts: Sequence[Fact], dim: int) -> Fact | None:
-    smalls = [narrowed(p.mean) for p in parts]
-    if any(s.shape[d] > 1 for s in smalls for d in range(s.dim()) if d != dim):
-        return None
-    shape = list(parts[0].shape)
-    shape[dim] = sum(p.shape[dim] for p in parts)
-    line = [1] * len(shape)
-
-    def laid(t: Tensor, part: Fact) -> Tensor:
-        line[dim] = part.shape[dim]
-        return _full_rank(t, part.mean).expand(line)
-
-    mean = torch.cat([laid(s, p) for s, p in zip(smalls, parts, strict=True)], dim)
-    return small(mean, torch.cat([laid(p.std, p) for p in parts], dim), shape)
 
 
 def _counts_padding(name: str, node: fx.Node, module: nn.Module | None) -> bool:

@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from fxprune.absorb.arrivals import Arrival
 from fxprune.absorb.calibrate import measured
 from fxprune.absorb.places import Place, Places, install, rows_of, shape_of
-from fxprune.absorb.propagate import Arrival, Findings, propagate
+from fxprune.absorb.propagate import Findings, propagate
 from fxprune.absorb.readers import Reader, hears, image, interior, products
 from fxprune.capture.eager import EagerCaptured
 from fxprune.capture.inputs import Inputs

@@ -71,9 +71,10 @@ BESIDE = {
 ENTRIES = ("train/averaged.py", "train/recipe/", "train/__main__.py")
 # What stands beside the entry points, and composes the pipeline to measure what comes out of it.
 ENTRANCES = frozenset(
-    "demo __init__ reporting cli api pipeline failsafe eliminate layouts io sparse reconstruct __main__ compare sensitivity latency timed".split()
+    "quickest demo __init__ reporting cli api pipeline failsafe eliminate layouts io sparse reconstruct __main__ compare sensitivity latency "
+    "timed".split()
 )
-COMPOSING = ("compare", "sensitivity", "latency")
+COMPOSING = ("compare", "sensitivity", "latency", "quickest")
 LONGEST = 400
 
 

@@ -9,6 +9,7 @@ from torchvision import models as tv
 
 import fxprune
 from fxprune.absorb import propagate as walk
+from fxprune.absorb.arrivals import Arrival
 from fxprune.solve.plans import removed_channels
 from tests.property.program import randomise
 
@@ -44,7 +45,7 @@ def test_readers_see_what_they_would_see_at_once(make: type[nn.Module], monkeypa
     graph = fxprune.analyze(model, torch.randn(1, 3, 64, 64))
     plan = fxprune.plan(graph, 0.5, score="random")
 
-    def found() -> list[walk.Arrival]:
+    def found() -> list[Arrival]:
         return walk.propagate(graph, removed_channels(graph, plan), plan.silent).arrivals
 
     later = found()

@@ -12,7 +12,8 @@
 3. The *speed-up realised* is the original's latency over the slim one's, and its share of the MAC reduction says how much of what was saved is
    felt. The original is taken as it is, and deployed as well (in the runtime in question): what ``deploy`` gains counts in the first only.
 4. A side that fails, and one that was left out, is in the cell with the reason.
-5. ``--predict`` compares a latency table with networks slimmed at random by ratios 0.3, 0.5 and 0.7, with widths as they fall and with multiples of
+5. *fxprune fastest* (ONNX Runtime): ``fxprune.quickest`` for the same MACs and score, by that runtime.
+6. ``--predict`` compares a latency table with networks slimmed at random by ratios 0.3, 0.5 and 0.7, with widths as they fall and with multiples of
    8: the predicted time over the measured one, and the predicted over the measured share of the original's time.
 """
 
@@ -22,6 +23,7 @@ import argparse
 import json
 import time
 import warnings
+import zlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -50,15 +52,18 @@ Call = Callable[[], object]
 
 
 def cell(network: str, share: float, runtime: str, batch: int, options: argparse.Namespace) -> dict[str, Any]:
-    """Clauses 1 to 4 for one cell."""
+    """Clauses 1 to 5 for one cell."""
     torch.manual_seed(0)
     model, image = torchvision_network(network)
     shown = image.repeat(batch, 1, 1, 1)
     modules: dict[str, nn.Module] = {ORIGINAL: model, DEPLOYED: model}
     left, notes, absent = {ORIGINAL: 1.0, DEPLOYED: 1.0}, {}, {}
     for side in options.sides:
+        if side == sides.FASTEST and runtime != "onnx":
+            continue
         try:
-            found = sides.made(side, network, share, options.nets)
+            own = side == sides.FASTEST
+            found = fastest(model, shown, network, share, options) if own else sides.made(side, network, share, options.nets)
         except Exception as error:  # noqa: BLE001 - whatever a peer raises is a result
             absent[side] = f"{type(error).__name__}: {error}"
             continue
@@ -75,6 +80,20 @@ def cell(network: str, share: float, runtime: str, batch: int, options: argparse
     seconds = {side: typical(own) for side, own in zip(calls, times, strict=True)}
     place = {"network": network, "share": share, "runtime": runtime, "batch": batch, "threads": torch.get_num_threads()}
     return {**place, "seconds": seconds, "macs": left, "notes": notes, "absent": absent, "rounds": len(times[0])}
+
+
+def fastest(model: nn.Module, image: Tensor, network: str, share: float, options: argparse.Namespace) -> sides.Side:
+    """Clause 5."""
+
+    def run(slim: nn.Module) -> Call:
+        number = zlib.crc32(json.dumps(fxprune.plan_of(slim).kept, sort_keys=True).encode())
+        return call(sides.FASTEST, slim, "onnx", image, options, f"{network}-{share:g}-{number:08x}")
+
+    budget = fxprune.Budget(macs=share)
+    found = fxprune.quickest(model, image, budget, run=run, score="magnitude", seconds=options.seconds / 2, verify=False)
+    best, first = max(one.kept for one in found.candidates), found.candidates[0]
+    note = f"{first.name}: keeps {first.kept / best:.1%} of the best score"
+    return sides.Side(found.model, sides.macs(found.model, image) / sides.macs(model, image), note)
 
 
 def attempted(side: str, module: nn.Module, runtime: str, image: Tensor, options: argparse.Namespace, name: str) -> Call | str:
@@ -141,12 +160,15 @@ def shown(rows: Sequence[dict[str, Any]]) -> str:
                 own.append("-" if side not in row["absent"] else "failed")
         lines.append(f"| {row['network']} | {row['share']:g} | {row['runtime']} | {row['batch']} | {' | '.join(own)} |")
     for row in rows:
-        lines += [f"- {row['network']}, {row['share']:g}, {row['runtime']}: {side}: {why}" for side, why in row["absent"].items()]
+        place = f"{row['network']}, {row['share']:g}, {row['runtime']}, batch {row['batch']}"
+        lines += [f"- {place}: {side}: {why}" for side, why in row["absent"].items()]
+        if sides.FASTEST in row["notes"]:
+            lines.append(f"- {place}: {sides.FASTEST}: {row['notes'][sides.FASTEST]}")
     return "\n".join(dict.fromkeys(lines))
 
 
 def predict(network: str) -> dict[str, Any]:
-    """Clause 5."""
+    """Clause 6."""
     torch.manual_seed(0)
     model, image = torchvision_network(network)
     table = measure(model, image)
@@ -171,7 +193,7 @@ def predict(network: str) -> dict[str, Any]:
 
 
 def predictions(rows: Sequence[dict[str, Any]]) -> str:
-    """Clause 5 as Markdown."""
+    """Clause 6 as Markdown."""
     heads = ["original", *(f"{ratio:g}" for ratio in RATIOS), *(f"{ratio:g}, multiples of 8" for ratio in RATIOS)]
     lines = [f"| network | threads | {' | '.join(heads)} |", "|---" * (2 + len(heads)) + "|"]
     for row in rows:
@@ -210,7 +232,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=2.0, help="of timing, per side of a cell; default 2")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no cell after that time")
-    parser.add_argument("--predict", action="store_true", help="latency tables against measurements (clause 5)")
+    parser.add_argument("--predict", action="store_true", help="latency tables against measurements (clause 6)")
     parser.add_argument("--show", action="store_true", help="measure nothing, print what is in the file")
     parser.add_argument(
         "--file", "--json", type=Path, metavar="FILE", help="where measurements are kept; what is there is not measured again"

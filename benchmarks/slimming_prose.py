@@ -52,8 +52,10 @@ better one for it. ResNet-20: 1,950 steps (five epochs), ResNet-56: 1,170. *cut 
 steps. Otherwise the first fifth is training with an L1 penalty on gamma (*sparse* is the network after it, unpruned), and the cut comes
 then. Slim networks learn from the control where *distillation* is said; its own training is not counted as theirs.
 
-The aim is one point below the control at most. The control gains eight points in its five epochs, because it learns what JPEG does to
-images it knows; the slim network has to regain what half of its MACs did, too.
+The aim is one point below the control at most. ResNet-56 meets it (0.95), ResNet-20 misses it by 0.07 points, three of 4,000 images, at
+best; one seed each. The control gains eight points, because it learns what JPEG does to images it knows; the slim network has to regain
+what half of its MACs did, too. A look at the data, a refit and distillation are worth one and a half points after all these steps, and
+cutting first another third of one.
 """,
     "adapted": """The other order: the pretrained network is fine-tuned for 1,950 steps before the cut (*adapted*), and the slim one learns
 from it for as many steps again; the control goes on for these. Learning from a network that knows JPEG does not replace steps of one's
@@ -70,6 +72,10 @@ and better than the paper's. Without distillation it misses it: what the cut tak
     "passes": """VGG-16 of a quarter of the width, from scratch: 500 steps with sparsity, a cut, 300 steps of fine-tuning; five times. The
 cut is the paper's: what is below the median of all gammas goes, but at most half of a layer (`slim(model, ratio, floor=0.5)` with that
 many channels as the ratio).
+
+After three passes, with a twentieth of the parameters and a fifth of the MACs, the network is better than after the first one: it has been
+trained for longer. From the fourth pass on accuracy falls. The control, one cosine of all steps without a penalty, stays nine points ahead of
+the best: short cosines with a strong penalty are no way to train a network.
 """,
     "paper": """600 steps of 32 images of sparse training, from scratch, of what the paper does in some 125,000 steps of 64. So that gammas
 separate in so few steps they begin at 0.2 (paper: 0.5), and the strength is 1e-3 (paper: 1e-4 for VGG, 1e-5 otherwise): a gamma that

@@ -132,6 +132,7 @@ def _buffer(root: nn.Module, name: str, index: Ids, device: torch.device) -> str
 
 def tidied(graph: fx.Graph, root: nn.Module, known: Mapping[str, Tensor], widths: Mapping[fx.Node, int]) -> None:
     """Clause 3, in place. ``known``: the original's tensors, for positions of an earlier round; ``widths``: channels of nodes' values."""
+    home = next((tensor.device for tensor in known.values()), torch.device("cpu"))
     for node in list(graph.nodes):
         if SELECT not in node.meta:
             continue
@@ -139,7 +140,7 @@ def tidied(graph: fx.Graph, root: nn.Module, known: Mapping[str, Tensor], widths
         if SELECT in source.meta and len(source.users) == 1:
             inner, outer = _taken(source, root, known, widths), _taken(node, root, known, widths)
             if inner is not None and outer is not None:
-                _replace(graph, root, node, source.args[0], inner[outer])
+                _replace(graph, root, node, source.args[0], inner[outer], home)
                 graph.erase_node(source)
                 source = node.args[0]
         found = _taken(node, root, known, widths)
@@ -147,7 +148,7 @@ def tidied(graph: fx.Graph, root: nn.Module, known: Mapping[str, Tensor], widths
             node.replace_all_uses_with(source)
             graph.erase_node(node)
         elif found is not None and node.target is operator.getitem and not isinstance(node.args[1][1], slice):
-            _replace(graph, root, node, source, found)  # a list of numbers, patched by literals.py
+            _replace(graph, root, node, source, found, home)  # a list of numbers, patched by literals.py
     for node in list(graph.nodes):
         if node.op == "get_attr" and not node.users and str(node.target).startswith("_select_"):
             graph.erase_node(node)
@@ -175,11 +176,11 @@ def _taken(node: fx.Node, root: nn.Module, known: Mapping[str, Tensor], widths: 
     return None
 
 
-def _replace(graph: fx.Graph, root: nn.Module, node: fx.Node, source: Any, index: Ids) -> None:
+def _replace(graph: fx.Graph, root: nn.Module, node: fx.Node, source: Any, index: Ids, home: torch.device) -> None:
     with graph.inserting_before(node):
         if np.array_equal(index, np.arange(index[0], index[0] + len(index))):
             node.target = operator.getitem
             node.args = (source, (slice(None), slice(int(index[0]), int(index[-1]) + 1)))
             return
-        where = graph.get_attr(_buffer(root, f"_select_{node.name}", index, torch.device("cpu")))
+        where = graph.get_attr(_buffer(root, f"_select_{node.name}", index, home))
         node.target, node.args = torch.index_select, (source, 1, where)

@@ -16,7 +16,7 @@ from fxprune.provenance.factor import Ids
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Arrival:
-    """Clause 3: removed atoms of a reader's input side and what arrives there: NaN where it is not known."""
+    """Removed atoms of a reader's input side and what arrives there: NaN where it is not known."""
 
     reader: Reader
     shape: Shape
@@ -27,7 +27,7 @@ class Arrival:
 
 
 def arrivals(read: Sequence[tuple[Reader, Fact, Ids]]) -> Iterator[Arrival]:
-    """Clause 3, for all readers."""
+    """Clause 3 of propagate.py, for all readers."""
     later: dict[int, tuple[Deferred | Joined, Tensor]] = {}
     for place, (own, x, atoms) in enumerate(read):
         found = x if isinstance(x, Joined) else deferred(x)
@@ -46,7 +46,7 @@ def arrivals(read: Sequence[tuple[Reader, Fact, Ids]]) -> Iterator[Arrival]:
 
 
 def _arrival(found: Reader, x: Fact, atoms: Ids) -> Arrival:
-    """Clause 3."""
+    """The same for one reader, whatever the fact."""
     narrow = narrowed(x.mean)
     std = full_rank(x.std, narrow).expand(wide(x.std.shape, narrow.shape))
     size = x.shape[found.channel]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -83,14 +84,13 @@ def infer(model: nn.Module, works: Callable[[Inputs], Exception | None]) -> Inpu
     """
     tried: list[str] = []
     last: Exception | None = None
-    tokens = _tokens(model)
-    for example in () if _takes_list(model) else [*tokens, *(() if tokens else _candidates(model))]:
+    for example in () if _takes_list(model) else chain(_tokens(model), _candidates(model)):
         values = example if isinstance(example, Tensor) else _random(example, model)
         candidate = Inputs((values,), {}, inferred=True)
         last = works(candidate)
         if last is None:
             return candidate
-        tried.append("x".join(map(str, values.shape)) + (" whole numbers" if tokens else ""))
+        tried.append("x".join(map(str, values.shape)) + ("" if values.is_floating_point() else " whole numbers"))
     if isinstance(_first(model), nn.Conv2d):
         images = [_random(shape, model) for shape in _images(model)]
         last = works(Inputs((images,), {}, inferred=True))

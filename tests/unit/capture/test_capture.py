@@ -290,6 +290,19 @@ def test_tokens_are_inferred_where_an_embedding_comes_first() -> None:
     assert fxprune.summary(slim).parameters < fxprune.summary(model).parameters
 
 
+def test_images_are_inferred_where_an_embedding_is_only_declared_first() -> None:
+    class Conditional(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.classes, self.conv, self.last = nn.Embedding(5, 8), nn.Conv2d(3, 8, 3), nn.Conv2d(8, 2, 1)
+
+        def forward(self, x: Tensor, label: Tensor | None = None) -> Tensor:
+            x = self.conv(x).relu()
+            return self.last(x if label is None else x + self.classes(label)[:, :, None, None])
+
+    assert fxprune.slim(seeded(Conditional()), 0.5, score="random").conv.out_channels < 8
+
+
 def test_a_graph_introduces_itself_in_one_line() -> None:
     graph = fxprune.analyze(seeded(Tagger()))
     assert str(graph) == repr(graph) == "<ChannelGraph of Tagger: 2 groups, 208 of 261 channels can go; explain(name) tells why>"

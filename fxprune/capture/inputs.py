@@ -8,7 +8,7 @@ comes before these.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -84,7 +84,8 @@ def infer(model: nn.Module, works: Callable[[Inputs], Exception | None]) -> Inpu
     """
     tried: list[str] = []
     last: Exception | None = None
-    for example in () if _takes_list(model) else chain(_tokens(model), _candidates(model)):
+    examples: Iterable[Tensor | tuple[int, ...]] = () if _takes_list(model) else chain(_tokens(model), _candidates(model))
+    for example in examples:
         values = example if isinstance(example, Tensor) else _random(example, model)
         candidate = Inputs((values,), {}, inferred=True)
         last = works(candidate)

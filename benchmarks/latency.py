@@ -12,7 +12,7 @@
 3. The *speed-up realised* is the original's latency over the slim one's, and its share of the MAC reduction says how much of what was saved is
    felt. The original is taken as it is, and deployed as well (in the runtime in question): what ``deploy`` gains counts in the first only.
 4. A side that fails, and one that was left out, is in the cell with the reason.
-5. *fxprune fastest* (ONNX Runtime, torch.compile): ``fxprune.quickest`` for the same MACs and score, by that runtime.
+5. *fxprune fastest*: ``fxprune.quickest`` for the same MACs and score, by that runtime.
 6. ``--predict`` compares a latency table with networks slimmed at random by ratios 0.3, 0.5 and 0.7, with widths as they fall and with multiples of
    8: the predicted time over the measured one, and the predicted over the measured share of the original's time.
 """
@@ -59,8 +59,6 @@ def cell(network: str, share: float, runtime: str, batch: int, options: argparse
     modules: dict[str, nn.Module] = {ORIGINAL: model, DEPLOYED: model}
     left, notes, absent = {ORIGINAL: 1.0, DEPLOYED: 1.0}, {}, {}
     for side in options.sides:
-        if side == sides.FASTEST and runtime == "eager":
-            continue
         try:
             own = side == sides.FASTEST
             found = (
@@ -94,7 +92,9 @@ def fastest(model: nn.Module, image: Tensor, runtime: str, name: str, share: flo
         return call(sides.FASTEST, slim, runtime, image, options, f"{name}-{number:08x}")
 
     budget = fxprune.Budget(macs=share)
-    found = fxprune.quickest(model, image, budget, run=run, score="magnitude", seconds=options.seconds / 2, verify=False)
+    found = fxprune.quickest(
+        model, image, budget, run=run, score="magnitude", round_to=options.multiples, seconds=options.seconds / 2, verify=False
+    )
     best, first = max(one.kept for one in found.candidates), found.candidates[0]
     note = f"{first.name}: keeps {first.kept / best:.1%} of the best score"
     return sides.Side(found.model, sides.macs(found.model, image) / sides.macs(model, image), note)
@@ -139,6 +139,7 @@ def session(model: nn.Module, image: Tensor, file: Path) -> Call:
             ).save(stream)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # or threads of one session spin while the next one runs
     made = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     return partial(made.run, None, {made.get_inputs()[0].name: image.numpy()})
 
@@ -233,6 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batches", nargs="*", type=int, default=[1, 16])
     parser.add_argument("--runtimes", nargs="*", choices=RUNTIMES, default=list(RUNTIMES))
     parser.add_argument("--sides", nargs="*", choices=sides.SIDES, default=list(sides.SIDES))
+    parser.add_argument("--multiples", nargs="*", type=int, default=[16, 32], help="of widths, for the fastest side (clause 5)")
     parser.add_argument("--seconds", type=float, default=2.0, help="of timing, per side of a cell; default 2")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no cell after that time")

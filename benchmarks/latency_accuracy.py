@@ -7,7 +7,8 @@ DIR holds the CIFAR-JPEG images and the pretrained ResNets.
 
 1. Three plans take the same time by a latency table of the deployed network (a batch of 16): *latency* keeps most score within the time, *uniform*
    takes an equal share of every group, *macs* keeps most score within the largest bound on MACs whose plan takes no longer. All rank by
-   the same score and round widths to the table's alignment.
+   the same score (``--score``; "fisher" looks at ``CALIBRATION`` training images) and round widths to the table's alignment. With ``--repair``
+   the weights of all slim networks are refitted on the same images (``reconstruct.repair``).
 2. Each network and the unpruned one is fine-tuned for as many steps of 128 images, with the same images in the same order
    (channel_pruning_training.py). Accuracies are of test images, before and after.
 3. Times are those of the deployed networks, all in turns (fxprune/timing.py).
@@ -31,7 +32,7 @@ from channel_pruning_training import accuracy, train
 from torch import nn
 
 import fxprune
-from fxprune import Budget, zoo
+from fxprune import Budget, reconstruct, zoo
 from fxprune.data import Images, load
 from fxprune.io.atomic import replacing
 from fxprune.latency import LatencyTable, measure
@@ -39,9 +40,10 @@ from fxprune.timing import interleaved, typical
 
 PLANS = ("latency", "uniform", "macs")
 BATCH = 16
+CALIBRATION = 640
 
 
-def plans(model: nn.Module, table: LatencyTable, share: float, score: str) -> dict[str, fxprune.Plan]:
+def plans(model: nn.Module, table: LatencyTable, share: float, score: Any) -> dict[str, fxprune.Plan]:
     """Clause 1."""
     graph = fxprune.analyze(model, torch.randn(BATCH, 3, 32, 32))
     budget = Budget(latency=share, table=table)
@@ -85,11 +87,15 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     images = load("cifar10-jpeg", options.data / "cifar10-jpeg")
     x, y = images.test.batch(torch.arange(options.test))
     table = measure(model, torch.randn(BATCH, 3, 32, 32), cache=options.work, show=False)
+    calibration = [images.train.batch(part) for part in torch.arange(CALIBRATION).split(128)]
     if "plans" not in found:
-        keep(plans={name: plan.to_json() for name, plan in plans(model, table, options.share, options.score).items()})
+        score = fxprune.score.fisher(calibration) if options.score == "fisher" else options.score
+        keep(plans={name: plan.to_json() for name, plan in plans(model, table, options.share, score).items()})
     chosen = {name: fxprune.Plan.from_json(text) for name, text in found["plans"].items()}
     nets: dict[str, nn.Module] = {"unpruned": model}
     nets |= {name: fxprune.apply(model, plan, torch.randn(BATCH, 3, 32, 32), verify=False) for name, plan in chosen.items()}
+    if options.repair:
+        nets |= {name: reconstruct.repair(model, nets[name], [x for x, _ in calibration], images=CALIBRATION) for name in chosen}
     if "seconds" not in found:
         keep(
             seconds=timed(nets, table.form),
@@ -154,7 +160,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for the table, checkpoints and results")
     parser.add_argument("--weights", required=True, help="file name of ResNet-56's checkpoint")
     parser.add_argument("--share", type=float, default=0.5, help="of the latency; default 0.5")
-    parser.add_argument("--score", default="gamma:log")
+    parser.add_argument("--score", default="gamma:log", help="a name, or fisher (clause 1)")
+    parser.add_argument("--repair", action="store_true", help="refit weights after the cut (clause 1)")
     parser.add_argument("--steps", type=int, default=160)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--rate", type=float, default=0.02)

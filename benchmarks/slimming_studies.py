@@ -156,17 +156,19 @@ def slug(name: str) -> str:
 
 @dataclass(frozen=True)
 class Half:
-    """The two trainings, how many seeds, and the learning rate of the control (0.05 was better for it than 0.02 and 0.01)."""
+    """The two trainings, how many seeds, whose they are, and the learning rate of the control (0.05 was better for it than 0.02 and 0.01)."""
 
     sparse: Training
     tune: Training
     seeds: int
+    network: str
     rate: float = 0.05
 
 
 HALF = {
-    "resnet20": Half(Training(steps=390, rate=0.02, strength=1e-4), Training(steps=1560, rate=0.05), 3),
-    "resnet56": Half(Training(steps=195, rate=0.02, strength=1e-4), Training(steps=975, rate=0.05), 2),
+    "resnet20": Half(Training(steps=390, rate=0.02, strength=1e-4), Training(steps=1560, rate=0.05), 3, "resnet20"),
+    "resnet20, ten epochs": Half(Training(steps=0), Training(steps=3900, rate=0.05), 3, "resnet20"),
+    "resnet56": Half(Training(steps=195, rate=0.02, strength=1e-4), Training(steps=975, rate=0.05), 2, "resnet56"),
 }
 CHOSEN = "Fisher, refit, distillation, cut first"  # the best of ResNet-20's first seed: all other cells have this one alone
 HALF_WAYS = {
@@ -182,7 +184,7 @@ def half(desk: Desk, name: str) -> None:
     """Per seed: the control, the first training, and both ways from there."""
     data, plan = desk.images(), HALF[name]
     for seed in desk.range(plan.seeds):
-        model, stem = desk.pretrained(name), f"half/{name}-seed{seed}"
+        model, stem = desk.pretrained(plan.network), f"half/{slug(name)}-seed{seed}"
         long = replace(plan.tune, rate=plan.rate, steps=plan.sparse.steps + plan.tune.steps)
         desk.cell(f"{stem}-control", whole, model, long, data, seed, {"network": name, "way": "control"})
         teacher, sparse = copy.deepcopy(model), copy.deepcopy(model)
@@ -382,6 +384,7 @@ STUDIES: dict[str, Callable[[Desk], None]] = {
     "cuts": cuts,
     "curve": curve,
     "half-resnet20": partial(half, name="resnet20"),
+    "half-resnet20-long": partial(half, name="resnet20, ten epochs"),
     "half-resnet56": partial(half, name="resnet56"),
     "adapted-resnet20": partial(adapted, name="resnet20"),
     "mlp": mlp,

@@ -32,7 +32,7 @@ from fxprune.solve.budgeted import check_asked, solve_budget, solve_share
 from fxprune.solve.plans import to_plan
 from fxprune.solve.ranked import ranking
 from fxprune.solve.ratio import Solution, check_ratio, solve_ratio
-from fxprune.solve.scopes import check_scope
+from fxprune.solve.scopes import RANKING, check_scope
 from fxprune.solve.selection import ranked, select_channels
 from fxprune.timed import Once, lacks_table, meeting, rounded, with_table
 from fxprune.train.readiness import warn_if_large
@@ -98,8 +98,8 @@ def plan(
             ``(ChannelGroup) -> tensor (channels,)``, or a score that looks at data (``fxprune.score.taylor(loader, loss)``, ...).
         floor: share of each group that stays, at least one channel; 0 allows emptied layers.
         round_to: widths of groups become multiples of this. Unless told 1; with a latency budget, what the measurements show to be cheap.
-        scope: what is ranked against what: "global", "uniform" (every group loses the same share), "isomorphic" (every class of structurally equal
-            groups does, with one ranking per class).
+        scope: what is ranked against what: "global" (for a budget, the most score that it can keep), "uniform" (every group loses the same share),
+            "isomorphic" (every class of structurally equal groups does, with one ranking per class), "threshold" (one ranking of all channels).
 
     Raises:
         BudgetError: a ratio or budget that makes no sense or cannot be reached, both, or neither.
@@ -135,7 +135,7 @@ def _planned(
         chosen = choose(graph, again, ratio, lambda graph: on(score, graph))
         made = again(graph, chosen.layout, chosen.ratio)
         return replace(made, notes=(*made.notes, chosen.note))
-    if layout == "selection" and (budget is not None or scope != "global"):
+    if layout == "selection" and (budget is not None or scope not in RANKING):
         raise BudgetError(
             "layout='selection' takes a ratio over all batch norms (ratio=, scope='global'). Budgets and other scopes need layout='coupled'.",
             expected="coupled",
@@ -173,7 +173,7 @@ def _solved(
     graph: ChannelGraph, ratio: float | None, budget: Budget | None, score: str | Score, floor: float, round_to: int, scope: str
 ) -> tuple[Scored, Solution]:
     """What goes in the coupled layout. A budget keeps the largest sum: scores without a unit of their own are made shares (score/normalise.py)."""
-    if budget is not None and score == "auto" and graph.groups:
+    if budget is not None and score == "auto" and graph.groups and scope != "threshold":
         score = "gamma:log" if all(group.gammas for group in graph.groups) else "magnitude:log"
     scored = score_groups(graph.groups, score)
     if budget is not None:
@@ -184,7 +184,7 @@ def _solved(
                 error.nearest = to_plan(graph, error.nearest, scored.name)
             raise
     share = cast("float", ratio)
-    if scope == "global":
+    if scope in RANKING:
         return scored, solve_ratio(graph, scored, share, floor, round_to)
     return scored, solve_share(graph, scored, share, floor, round_to, scope)
 

@@ -3,9 +3,9 @@
 A budget of MACs or parameters leaves open where they go: many networks have as many MACs and keep a similar score. Some have wide layers beside
 thin ones, which a runtime serves badly. Which serves best depends on the runtime (eager PyTorch, ONNX Runtime, a compiler) and on the machine.
 
-1. *Candidates* meet the same budget with the same score: every scope ("global", "isomorphic", "uniform") with widths of every multiple in
-   ``round_to``; and of the first two scopes the *lean* plan, that of the fewest bytes of activations that still uses ``USED`` of the budget, found
-   by bisection. A candidate that cannot be had is left out; so is one that keeps less than ``least`` of what the best one keeps.
+1. *Candidates* meet the same budget with the same score: every scope (``SCOPES``) with widths of every multiple in ``round_to``; and of the first two
+   scopes the *lean* plan, that of the fewest bytes of activations that still uses ``USED`` of the budget, found by bisection. A candidate that
+   cannot be had is left out; so is one that keeps less than ``least`` of what the best one keeps.
 2. ``run`` makes a call of each slim network: ``deploy``, unless told something else, such as a session of another runtime. Calls are timed in
    turns (timing.py). The fastest wins; it is verified like what ``slim`` returns.
 """
@@ -32,7 +32,7 @@ from fxprune.score.scores import Score
 from fxprune.solve.budget import Budget
 from fxprune.timing import interleaved, typical
 
-SCOPES = ("global", "isomorphic", "uniform")
+SCOPES = ("global", "isomorphic", "uniform", "threshold")
 LEAN = SCOPES[:2]
 USED, HALVINGS = 0.97, 6
 

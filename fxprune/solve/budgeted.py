@@ -58,7 +58,7 @@ def solve_budget(
             raise _unreachable(problem, budget, floor)
         return _solution(problem, found.removed, found.bound, ())
     choices = problem.choices()
-    places = Shares(graph, choices, scope).within() if choices.land.slots.slots else None
+    places = Shares(graph, choices, scope, scored).within() if choices.land.slots.slots else None
     if places is None:
         raise _unreachable(problem, budget, floor)
     removed = choices.land.slots.removed(choices.at(places))
@@ -105,7 +105,7 @@ def solve_share(graph: ChannelGraph, scored: Scored, ratio: float, floor: float,
     slots = choices.land.slots
     if not slots.slots:
         raise NothingToPruneError(f"no channel can go with floor={floor:g} and round_to={round_to}: lower them.", got=ratio)
-    shares = Shares(graph, choices, scope)
+    shares = Shares(graph, choices, scope, scored)
     removed = slots.removed(choices.at(shares.at(ratio)))
     weight = channel_weights(graph)
     total = sum(int(weight[g.channels].sum()) for g in graph.groups)

@@ -5,8 +5,10 @@
 3. ``isomorphic`` (Fang et al. 2024, arXiv:2407.04616): groups of equal structure are ranked against each other, and every class of them loses the
    same share. Structure is the set of the group's members: kind of module, tensor, dimension, window, side, and whether it is grouped.
    Slots of cells that run through several groups belong to one class with all of these.
-4. For a budget the share is the least one that meets it; then channels come back while they fit: per slot one at most (uniform), or in the order in
-   which the class gave them up (isomorphic). In these two scopes no whole heads or groups of convolutions go.
+4. ``threshold``: one ranking of all channels by their scores (coupled means), whatever they cost and however many channels they stand for:
+   the rule of Network Slimming (Liu et al. 2017). With a ratio that is what ``global`` does, too (ratio.py).
+5. For a budget the share is the least one that meets it; then channels come back while they fit: per slot one at most (uniform), or in the order in
+   which the class gave them up (isomorphic, threshold). In these three scopes no whole heads or groups of convolutions go.
 """
 
 from __future__ import annotations
@@ -16,9 +18,11 @@ import numpy as np
 from fxprune.errors import BudgetError
 from fxprune.graph.channels import ChannelGraph, ChannelGroup
 from fxprune.provenance.factor import Ids
-from fxprune.solve.search import Choices
+from fxprune.score.scores import Scored
+from fxprune.solve.search import Choices, Numbers
 
-SCOPES = ("global", "uniform", "isomorphic")
+SCOPES = ("global", "uniform", "isomorphic", "threshold")
+RANKING = ("global", "threshold")  # which are the same for a ratio
 
 
 def check_scope(scope: str) -> str:
@@ -50,6 +54,8 @@ def classes(graph: ChannelGraph, choices: Choices, scope: str) -> list[list[int]
     slots = choices.land.slots.slots
     if scope == "uniform":
         return [[s] for s in range(len(slots))]
+    if scope == "threshold":
+        return [list(range(len(slots)))]
     kinds = [structure(graph, group) for group in graph.groups]
     found: dict[object, int] = {}
     label: dict[int, int] = {}
@@ -72,15 +78,18 @@ def classes(graph: ChannelGraph, choices: Choices, scope: str) -> list[list[int]
     return list(members.values())
 
 
-def giving_up(choices: Choices, members: list[int]) -> tuple[Ids, Ids]:
-    """The order in which the slots of a class give up steps, the lowest mean scores first: slots, and the channels gone after each."""
+def giving_up(choices: Choices, members: list[int], worth: Numbers | None = None) -> tuple[Ids, Ids]:
+    """The order in which the slots of a class give up steps, the lowest mean scores first: slots, and the channels gone after each.
+
+    ``worth``: per channel, what is ranked instead of what the plan loses.
+    """
     owners, keys, sizes = [], [], []
     for s in members:
         slot = choices.land.slots.slots[s]
         steps = np.diff(slot.allowed)
-        lost = np.diff(slot.loss[slot.allowed])
         size = steps * max(sum(slot.groups.values()), 1)
-        means = np.maximum.accumulate(lost / np.maximum(size, 1))  # bundles stay in order
+        loss = slot.loss if worth is None else np.cumsum([0.0, *(worth[step].sum() for step in slot.steps)])
+        means = np.maximum.accumulate(np.diff(loss[slot.allowed]) / np.maximum(size, 1))  # bundles stay in order
         owners += [s] * len(steps)
         keys += list(zip(means.tolist(), (np.arange(len(steps)) / max(len(steps), 1)).tolist(), strict=True))
         sizes += size.tolist()
@@ -88,12 +97,21 @@ def giving_up(choices: Choices, members: list[int]) -> tuple[Ids, Ids]:
     return np.array([owners[i] for i in order], np.int64), np.cumsum([sizes[i] for i in order], dtype=np.int64)
 
 
+def plain(graph: ChannelGraph, scored: Scored) -> Numbers:
+    """The score of every coupled channel as it is (clause 4); 0 for what is in no group."""
+    worth = np.zeros(graph.closed.count)
+    for group, values in zip(graph.groups, scored.values, strict=True):
+        worth[group.channels] = values.numpy()
+    return worth
+
+
 class Shares:
     """Decisions of a scope by the share that every class loses."""
 
-    def __init__(self, graph: ChannelGraph, choices: Choices, scope: str) -> None:
+    def __init__(self, graph: ChannelGraph, choices: Choices, scope: str, scored: Scored) -> None:
         self.choices = choices
-        self.orders = [giving_up(choices, own) for own in classes(graph, choices, scope)]
+        worth = plain(graph, scored) if scope == "threshold" else None
+        self.orders = [giving_up(choices, own, worth) for own in classes(graph, choices, scope)]
         self.totals = []
         for slots, _ in self.orders:
             groups = {g for s in set(slots.tolist()) for g in choices.land.slots.slots[s].groups}
@@ -109,7 +127,7 @@ class Shares:
         return self.choices.back(places)
 
     def within(self) -> Ids | None:
-        """Clause 4: the least share that meets all limits, and what still fits; None if none does."""
+        """Clause 5: the least share that meets all limits, and what still fits; None if none does."""
         low, high = 0.0, 1.0
         if not self.choices.met(self.at(1.0)):
             return None

@@ -65,7 +65,7 @@ def test_budgets_are_met(case: Case, amounts: dict[str, float]) -> None:
 
 
 @share(0.1)
-@given(cases(most=6), amounts, st.sampled_from(["uniform", "isomorphic"]))
+@given(cases(most=6), amounts, st.sampled_from(["uniform", "isomorphic", "threshold"]))
 def test_other_scopes_meet_budgets_too(case: Case, amounts: dict[str, float], scope: str) -> None:
     found = slimmed(case, amounts, scope=scope)
     if found is not None:

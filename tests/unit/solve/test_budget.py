@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 from typing import Any
 
@@ -11,13 +12,15 @@ import torch
 from torch import Tensor, nn
 
 import fxprune
-from fxprune import Budget, BudgetError
+from fxprune import Budget, BudgetError, zoo
 from fxprune.graph.cost import Cost
 from fxprune.solve import optimise as solver
 from fxprune.solve.budget import amount
 from fxprune.solve.cost_table import CostEntry, MeasuredCosts
 from fxprune.solve.limits import limits
 from fxprune.solve.measured import meet_latency
+from fxprune.solve.plans import removed_channels
+from tests.property.program import randomise
 from tests.property.test_cost import counted
 from tests.unit.api.nets import seeded
 
@@ -198,7 +201,7 @@ def test_scopes(asked: dict[str, Any]) -> None:
         scope: [
             1 - w / n for w, n in zip(widths(fxprune.plan(graph, **asked, score="gamma", scope=scope)), (16, 24, 32), strict=True)
         ]
-        for scope in ("global", "uniform", "isomorphic")
+        for scope in ("global", "uniform", "isomorphic", "threshold")
     }
     assert max(shares["uniform"]) - min(shares["uniform"]) < 0.08
     assert shares["global"][1] > 0.6
@@ -215,6 +218,24 @@ def test_isomorphic_groups_are_ranked_among_themselves() -> None:
     # stem and one are read by convolutions and are ranked together; two is read by a linear layer and loses half of its own
     assert widths(plan)[2] == 16
     assert sum(widths(plan)[:2]) == 20
+
+
+def test_a_threshold_takes_the_lowest_scores_whatever_they_cost_or_stand_for() -> None:
+    """The rule of Network Slimming, brought to a budget: a prefix of one ranking, where no floor is in the way."""
+    torch.manual_seed(3)
+    model = randomise(zoo.resnet20()).float().eval()
+    graph = fxprune.analyze(model, torch.randn(1, 3, 32, 32))
+    plan = fxprune.plan(graph, budget=Budget(macs=0.6), scope="threshold", floor=0.05)
+    assert plan.score == "gamma"  # not gamma:log, which other scopes take for a budget
+    gone = removed_channels(graph, plan)
+    assert all((~gone[g.channels]).sum() > math.ceil(0.05 * len(g)) for g in graph.groups)
+    values = np.concatenate([fxprune.score.gamma(g).numpy() for g in graph.groups])
+    went = np.concatenate([gone[g.channels] for g in graph.groups])
+    assert 0 < values[went].max() <= values[~went].min()
+    achieved = plan.figures["macs"]
+    assert 0.97 * achieved["asked"] < achieved["achieved"] <= achieved["asked"]
+    ratio = fxprune.plan(graph, plan.achieved, scope="threshold", floor=0.05)
+    assert ratio.kept == fxprune.plan(graph, plan.achieved, floor=0.05).kept
 
 
 def table(factor: float = 1.0) -> MeasuredCosts:

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -82,6 +82,8 @@ class Sensitivity:
     ranking: str
     metric: str = "accuracy"
     _score: Any = field(default=None, repr=False, compare=False)
+
+    totals: ClassVar[bool] = True  # score/scores.py, clause 5
 
     @property
     def __name__(self) -> str:

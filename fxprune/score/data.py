@@ -44,11 +44,12 @@ def on(score: Any, graph: ChannelGraph) -> Any:
 
 
 class PerComponent:
-    """Numbers per coupled channel of one graph."""
+    """Numbers per coupled channel of one graph; ``totals`` as in scores.py, clause 5."""
 
-    def __init__(self, name: str, values: Tensor) -> None:
+    def __init__(self, name: str, values: Tensor, totals: bool = False) -> None:
         self.__name__ = name
         self.values = values
+        self.totals = totals
 
     def __call__(self, group: ChannelGroup) -> Tensor:
         """The group's numbers; shape (channels,)."""
@@ -58,15 +59,16 @@ class PerComponent:
 class Streamed:
     """A data-driven score: ``measure`` makes one number per coupled channel in one pass (clauses 1 and 2)."""
 
-    def __init__(self, name: str, measure: Callable[[ChannelGraph], Tensor]) -> None:
+    def __init__(self, name: str, measure: Callable[[ChannelGraph], Tensor], totals: bool = False) -> None:
         self.__name__ = name
+        self.totals = totals
         self._measure = measure
         self._seen: tuple[object, Score] | None = None
 
     def on(self, graph: ChannelGraph) -> Score:
         """The score of this graph's groups; measured once for graphs that differ in what is pinned only."""
         if self._seen is None or self._seen[0] is not graph.closed:
-            self._seen = (graph.closed, PerComponent(self.__name__, self._measure(graph)))
+            self._seen = (graph.closed, PerComponent(self.__name__, self._measure(graph), self.totals))
         return self._seen[1]
 
 
@@ -77,7 +79,7 @@ def taylor(loader: Iterable[Any], loss: Loss = F.cross_entropy, *, batches: int 
     converged, the gradient of the loss of all samples is zero, and says nothing. They take a filter's own weights; we take the weights that
     read the channel, since a plan removes it there in every branch. Where no parameter reads a channel, the weights that make it count.
     """
-    return Streamed("taylor", lambda graph: _taylor(graph, loader, loss, batches))
+    return Streamed("taylor", lambda graph: _taylor(graph, loader, loss, batches), totals=True)
 
 
 def taylor_gates(loader: Iterable[Any], loss: Loss = F.cross_entropy, *, batches: int | None = None) -> Streamed:
@@ -86,7 +88,7 @@ def taylor_gates(loader: Iterable[Any], loss: Loss = F.cross_entropy, *, batches
     Molchanov et al. 2017, eq. 7 and 8, arXiv:1611.06440. They divide by the number of positions; we do not, since removing a channel removes
     it at all of them.
     """
-    return Streamed("taylor_gates", lambda graph: _gated(graph, loader, loss, batches, Tensor.abs))
+    return Streamed("taylor_gates", lambda graph: _gated(graph, loader, loss, batches, Tensor.abs), totals=True)
 
 
 def fisher(loader: Iterable[Any], loss: Loss = F.cross_entropy, *, batches: int | None = None) -> Streamed:
@@ -94,7 +96,7 @@ def fisher(loader: Iterable[Any], loss: Loss = F.cross_entropy, *, batches: int 
 
     Theis et al. 2018, eq. 7 and 12, arXiv:1801.05787: the second-order increase of the loss, with the Fisher information for the Hessian.
     """
-    return Streamed("fisher", lambda graph: _gated(graph, loader, loss, batches, lambda rates: rates.square() / 2))
+    return Streamed("fisher", lambda graph: _gated(graph, loader, loss, batches, lambda rates: rates.square() / 2), totals=True)
 
 
 def obd(loader: Iterable[Any], loss: Loss = F.cross_entropy, *, batches: int | None = None) -> Streamed:
@@ -102,7 +104,7 @@ def obd(loader: Iterable[Any], loss: Loss = F.cross_entropy, *, batches: int | N
 
     LeCun, Denker and Solla 1990 (Optimal Brain Damage), eq. 5, with h_w = mean over samples of (dL_n/dw)^2. One backward pass per sample.
     """
-    return Streamed("obd", lambda graph: _obd(graph, loader, loss, batches))
+    return Streamed("obd", lambda graph: _obd(graph, loader, loss, batches), totals=True)
 
 
 def activation(loader: Iterable[Any], *, batches: int | None = None) -> Streamed:

@@ -31,8 +31,9 @@ from torch import Tensor
 
 from fxprune.errors import BudgetError
 from fxprune.graph.channels import ChannelGraph, ChannelGroup
-from fxprune.score.scores import Score, named, producers
+from fxprune.score.scores import Score, is_total, named, producers
 
+PLAIN = ("none", "size")  # what was a total still is one; others make scores relative to their layer
 NORMALISATIONS = ("none", "mean", "max", "l2", "size", "standard", "log")
 
 
@@ -43,6 +44,7 @@ class Normalised:
         self.score = score
         self.by = by
         self.__name__ = f"{getattr(score, '__name__', type(score).__name__)}:{by}"
+        self.totals = by in PLAIN and is_total(score)
 
     def on(self, graph: ChannelGraph) -> Score:
         """The same of a score that has seen the graph, if it has to."""

@@ -5,7 +5,9 @@
 2. ``magnitude``: L2 norm of what produces a channel, relative to the mean of its axis, so that groups are comparable.
 3. ``random``: a seeded baseline.
 4. ``auto`` is ``gamma`` where every prunable group has one, and ``magnitude`` otherwise.
-5. Names of other scores of the weights (weights.py) work the same; ``"name:by"`` normalises a score (normalise.py). Scores that need data
+5. *Totals* say what a coupled channel is worth wherever it goes: ``gamma_sum``, estimates of the loss (data.py), and every score with a true
+   attribute ``totals``. Other scores say what it is worth in each place; where sums over a network count (a budget), they are taken times its places.
+6. Names of other scores of the weights (weights.py) work the same; ``"name:by"`` normalises a score (normalise.py). Scores that need data
    are callables made with a loader (data.py).
 """
 
@@ -22,17 +24,21 @@ from torch import Tensor
 from fxprune.errors import BudgetError, WeightError
 from fxprune.graph.channels import ChannelGroup, Member
 
-TOTALS = frozenset({"gamma_sum"})  # these add up over a coupled channel's places; others say what it is worth in each
-
 Score = Callable[[ChannelGroup], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """The name of the score that was used, and its values per group (float64, on the CPU)."""
+    """The name of the score that was used, its values per group (float64, on the CPU), and whether they are totals (clause 5)."""
 
     name: str
     values: tuple[Tensor, ...]
+    totals: bool = False
+
+
+def is_total(score: object) -> bool:
+    """Clause 5."""
+    return score is gamma_sum or bool(getattr(score, "totals", False))
 
 
 def _gammas(group: ChannelGroup) -> tuple[Tensor, Tensor]:
@@ -119,7 +125,7 @@ NAMED: dict[str, Score] = {
 
 
 def named(name: str) -> Score:
-    """The score of that name (clause 5).
+    """The score of that name (clause 6).
 
     Raises:
         BudgetError: there is none.
@@ -191,4 +197,4 @@ def score(groups: Sequence[ChannelGroup], how: str | Score = "auto") -> Scored:
                 got=bad,
             )
         values.append(given)
-    return Scored(name, tuple(values))
+    return Scored(name, tuple(values), is_total(function))

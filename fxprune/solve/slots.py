@@ -26,7 +26,7 @@ from fxprune.errors import BudgetError
 from fxprune.graph.channels import ChannelGraph, ChannelGroup
 from fxprune.graph.cost import matches
 from fxprune.provenance.factor import Ids, Mask
-from fxprune.score.scores import TOTALS, Scored
+from fxprune.score.scores import Scored
 from fxprune.solve.ratio import channel_weights, ranked_steps
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class Slots:
 
 
 def score_values(graph: ChannelGraph, scored: Scored) -> Numbers:
-    """What each coupled channel is worth: its score times the channels it stands for (ratio.py, clause 4).
+    """What each coupled channel is worth: its score times the channels it stands for (ratio.py, clause 4), unless scores are totals.
 
     For gamma that is the sum of |gamma| over its batch norms. Scores below zero are shifted, so that nothing is better gone than kept for free.
     """
@@ -102,7 +102,7 @@ def score_values(graph: ChannelGraph, scored: Scored) -> Numbers:
     weight = channel_weights(graph).astype(np.float64)
     lowest = min((float(own.min()) for own in scored.values if len(own)), default=0.0)
     for group, own in zip(graph.groups, scored.values, strict=True):
-        times = 1.0 if scored.name in TOTALS else weight[group.channels]
+        times = 1.0 if scored.totals else weight[group.channels]
         value[group.channels] = (own.numpy() - min(lowest, 0.0)) * times
     return value
 

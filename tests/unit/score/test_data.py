@@ -252,3 +252,28 @@ def test_bad_loaders_and_losses() -> None:
         measured(model, taylor(batches(), lambda output, _: output))
     with pytest.raises(fxprune.WeightError, match="NaN"):
         fxprune.slim(model, 0.3, image(), score=fisher(batches(), lambda output, _: output.mean() * float("nan")))
+
+
+@pytest.mark.parametrize("make", [taylor, taylor_gates, fisher, obd, lambda loader: normalised(taylor(loader), "none")])
+def test_a_budget_counts_estimates_of_the_loss_once(make: Callable[..., Any]) -> None:
+    """The stream of Residual passes two places; its score says what both cost already."""
+    model = seeded(Residual()).eval()
+    budget = fxprune.Budget(macs=0.6)
+    plan = fxprune.plan(fxprune.analyze(model, image()), budget=budget, score=make(batches()))
+    total = sum(float(own.sum()) for own in measured(model, make(batches())).values())
+    assert plan.figures["kept score"]["original"] == pytest.approx(total, rel=1e-9)
+
+
+def test_a_budget_counts_what_is_worth_per_place_in_every_place() -> None:
+    model = seeded(Residual()).eval()
+    graph = fxprune.analyze(model, image())
+
+    def asked(score: Any) -> float:
+        return fxprune.plan(graph, budget=fxprune.Budget(macs=0.6), score=score).figures["kept score"]["original"]
+
+    for loader in (batches(),):
+        assert asked(normalised(fisher(loader), "mean")) > len(graph.groups[0]) + len(graph.groups[1])
+    one = lambda group: torch.ones(len(group))  # noqa: E731
+    in_places = asked(one)
+    one.totals = True  # type: ignore[attr-defined]
+    assert asked(one) == sum(len(group) for group in graph.groups) < in_places

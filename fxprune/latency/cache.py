@@ -13,6 +13,7 @@ import json
 import math
 import os
 import platform
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,8 @@ from fxprune.errors import FileFormatError
 from fxprune.inference.deploy import FORMS
 from fxprune.io.atomic import replacing
 
-FORMAT = 2  # another one for other samples, or other forms of deployment
+FORMAT = 3  # another one for other samples, or other forms of deployment
+ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")  # of objects, in the words for them: another one in every process
 
 
 def processor() -> str:
@@ -76,14 +78,15 @@ def _settings() -> list[str]:
 
 def structure(program: fx.GraphModule) -> str:
     """A SHA-256 over the program, its modules' options, and the shapes and strides of its tensors; not over numbers."""
-    digest = hashlib.sha256()
-    for node in program.graph.nodes:
-        digest.update(f"{node.name} {node.op} {node.target} {node.args} {node.kwargs}\n".encode())
-    for name, module in program.named_modules():
-        digest.update(f"{name} {type(module).__name__} {module.extra_repr()}\n".encode())
-    for name, tensor in program.state_dict().items():
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}{_laid_out(tensor)}\n".encode())
-    return digest.hexdigest()
+    lines = [f"{node.name} {node.op} {_called(node.target)} {node.args} {node.kwargs}" for node in program.graph.nodes]
+    lines += [f"{name} {type(module).__name__} {module.extra_repr()}" for name, module in program.named_modules()]
+    lines += [f"{name} {tuple(tensor.shape)} {tensor.dtype}{_laid_out(tensor)}" for name, tensor in program.state_dict().items()]
+    return hashlib.sha256(ADDRESS.sub("", "\n".join(lines)).encode()).hexdigest()
+
+
+def _called(target: Any) -> str:
+    """What a node calls, by a name that another process has for it too."""
+    return target if isinstance(target, str) else f"{torch.typename(target)} {target}"
 
 
 def default_folder() -> Path:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -326,6 +328,42 @@ def test_damaged_files_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         file.write_text(damage)
         with pytest.raises(FileFormatError, match="Remove it"):
             table(tmp_path)
+
+
+TWICE = """
+import sys
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fxprune.latency import measure
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 16, 3), nn.Linear(16, 4)
+
+    def forward(self, x):
+        return self.two(torch.flatten(F.relu(self.one(x)).mean((2, 3)), 1))
+
+
+torch.set_num_threads(1)
+measure(Net().eval(), torch.zeros(1, 3, 8, 8), rounds=1, cache=Path(sys.argv[1]), show=False)
+"""
+
+
+def test_another_process_finds_what_was_measured(tmp_path: Path) -> None:
+    """Functions and methods have other addresses there, which are no part of a model's structure."""
+    written = []
+    for seed in ("1", "2"):
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        subprocess.run([sys.executable, "-c", TWICE, str(tmp_path)], check=True, env=environment, timeout=120)
+        (file,) = tmp_path.iterdir()
+        written.append((file.name, file.stat().st_mtime_ns))
+    assert written[0] == written[1]
 
 
 def test_the_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -3,11 +3,12 @@
 A budget of MACs or parameters leaves open where they go: many networks have as many MACs and keep a similar score. Some have wide layers beside
 thin ones, which a runtime serves badly. Which serves best depends on the runtime (eager PyTorch, ONNX Runtime, a compiler) and on the machine.
 
-1. *Candidates* meet the same budget with the same score: every scope (``SCOPES``) with widths of every multiple in ``round_to``; and of the first two
-   scopes the *lean* plan, that of the fewest bytes of activations that still uses ``USED`` of the budget, found by bisection. A candidate that
-   cannot be had is left out; so is one that keeps less than ``least`` of what the best one keeps.
-2. ``run`` makes a call of each slim network: ``deploy``, unless told something else, such as a session of another runtime. Calls are timed in
-   turns (timing.py). The fastest wins; it is verified like what ``slim`` returns.
+1. *Candidates* meet the same budget by the same score: every scope (``SCOPES``) with widths of every multiple in ``round_to``; and of the first two
+   scopes the *lean* plan, that of the fewest bytes of activations that still uses ``USED`` of the budget, found by bisection.
+2. What candidates *keep* is measured by one score, that of the first of them (``plan`` takes another one for a threshold where none is given).
+   A candidate that cannot be had, as a plan or as a network, is left out; so is one that keeps less than ``least`` of what the best one keeps.
+3. ``run`` makes a call of each slim network, in evaluation mode: of its deployed form, unless told something else, such as a session of another
+   runtime. Calls are timed in turns (timing.py). The fastest wins that can be verified; what ``slim`` finds too large to verify is not.
 """
 
 from __future__ import annotations
@@ -16,20 +17,24 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import fx, nn
 
-from fxprune.api import analyze, apply, plan
+from fxprune.api import VERIFIED_PARAMETERS, analyze, apply, plan
 from fxprune.capture.inputs import given
 from fxprune.errors import BudgetError, FxpruneError, FxpruneWarning, InputError
 from fxprune.graph.channels import ChannelGraph
 from fxprune.inference.deploy import deploy
 from fxprune.plan import Plan
-from fxprune.score.data import DataScore
+from fxprune.score.data import DataScore, on
 from fxprune.score.scores import Score
+from fxprune.score.scores import score as score_groups
 from fxprune.solve.budget import Budget
+from fxprune.solve.plans import removed_channels
+from fxprune.solve.ratio import check_options
+from fxprune.solve.slots import score_values
 from fxprune.timing import interleaved, typical
 
 SCOPES = ("global", "isomorphic", "uniform", "threshold")
@@ -37,6 +42,7 @@ LEAN = SCOPES[:2]
 USED, HALVINGS = 0.97, 6
 
 Run = Callable[[nn.Module], Callable[[], object]]
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -78,14 +84,14 @@ def quickest(
     *,
     run: Run | None = None,
     score: str | Score | DataScore = "auto",
-    round_to: Sequence[int] = (16, 32),
+    round_to: int | Sequence[int] = (16, 32),
     floor: float = 0.1,
     keep: Sequence[str] = (),
     least: float = 0.0,
     seconds: float = 1.0,
     verify: bool = True,
 ) -> Quickest:
-    """Clauses 1 and 2.
+    """Clauses 1 to 3.
 
     Args:
         model: see ``slim``.
@@ -101,46 +107,87 @@ def quickest(
         seconds: time that calls of each candidate get.
 
     Raises:
-        BudgetError: no candidate can be had.
+        BudgetError: no candidate can be had, or a multiple is no positive whole number.
         InputError: there is no budget, or it bounds the latency.
+        VerificationError: no candidate can be verified.
     """
     given_budget: Any = budget
     if not isinstance(given_budget, Budget) or budget.latency is not None:
         raise InputError(f"quickest takes a Budget without a latency, got {budget!r}.", expected="Budget(macs=0.5)", got=budget)
+    multiples = tuple(dict.fromkeys((round_to,) if isinstance(round_to, int) else round_to))
+    if not multiples:
+        raise BudgetError(
+            "round_to must name at least one multiple, such as (16, 32); 1 leaves widths as they fall.", got=round_to
+        )
+    for multiple in multiples:
+        check_options(floor, multiple)
     graph = analyze(model, example_inputs, keep=keep)
-    planned = partial(plan, graph, score=score, floor=floor)
+    seen = on(score, graph)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FxpruneWarning)  # of candidates that are not taken, too
-        plans, absent = _candidates(planned, budget, tuple(dict.fromkeys(round_to)))
-    if not plans:
+        plans, absent = _candidates(partial(plan, graph, score=seen, floor=floor), budget, multiples)
+        slims = _made(plans, absent, lambda own: apply(model, own, example_inputs, verify=False))
+    if not slims:
         raise BudgetError(
             f"no plan meets {budget!r}: {'; '.join(f'{name}: {why}' for name, why in absent.items())}.", got=repr(budget)
         )
-    best = max(map(_kept, plans.values()))
-    poor = {name: f"keeps {_kept(own) / best:.1%} of the best score" for name, own in plans.items() if _kept(own) < least * best}
+    kept = _kept(graph, {name: plans[name] for name in slims}, seen)
+    best = max(kept.values())
+    poor = {name: f"keeps {own / best:.1%} of the best score" for name, own in kept.items() if own < least * best}
     absent |= poor
-    plans = {name: own for name, own in plans.items() if name not in poor}
-    slims = {name: apply(model, own, example_inputs, verify=False) for name, own in plans.items()}
+    slims = {name: slim.eval() for name, slim in slims.items() if name not in poor}
     call = partial(_deployed, example_inputs=example_inputs) if run is None else run
     with torch.no_grad():
         calls = [call(slim) for slim in slims.values()]
         times = interleaved(calls, _device(graph), seconds * len(calls))
-    timed = sorted(zip(map(typical, times), plans, strict=True))
-    candidates = tuple(Candidate(name, plans[name], _kept(plans[name]), taken) for taken, name in timed)
-    chosen = candidates[0]
-    slim = apply(model, chosen.plan, example_inputs, verify=True) if verify else slims[chosen.name]
-    return Quickest(slim, candidates, absent)
+    timed = sorted(zip(map(typical, times), slims, strict=True))
+    candidates = tuple(Candidate(name, plans[name], kept[name], taken) for taken, name in timed)
+    if not verify or sum(p.numel() for p in model.parameters()) > VERIFIED_PARAMETERS:
+        return Quickest(slims[candidates[0].name].train(model.training), candidates, absent)
+    for place, one in enumerate(candidates):
+        found = _tried(partial(apply, model, one.plan, example_inputs))
+        if not isinstance(found, FxpruneError):
+            return Quickest(found, candidates[place:], absent)
+        absent[one.name] = _reason(found)
+        failure = found
+    raise failure
+
+
+def _made(plans: dict[str, Plan], absent: dict[str, str], make: Callable[[Plan], fx.GraphModule]) -> dict[str, fx.GraphModule]:
+    """The networks of the plans; a reason for each that there is none of (clause 2)."""
+    tried = {name: _tried(partial(make, own)) for name, own in plans.items()}
+    absent |= {name: _reason(found) for name, found in tried.items() if isinstance(found, FxpruneError)}
+    return {name: found for name, found in tried.items() if not isinstance(found, FxpruneError)}
+
+
+def _tried(make: Callable[[], Made]) -> Made | FxpruneError:
+    try:
+        return make()
+    except FxpruneError as error:
+        return error
+
+
+def _reason(error: FxpruneError) -> str:
+    return str(error).splitlines()[0]
+
+
+def _kept(graph: ChannelGraph, plans: dict[str, Plan], score: str | Score) -> dict[str, float]:
+    """What every plan keeps of the whole score (clause 2)."""
+    first = next(iter(plans.values()))
+    scored = score_groups(graph.groups, first.score if isinstance(score, str) else score)
+    values = score_values(graph, scored)
+    total = float(values.sum())
+    return {name: 1 - float(values[removed_channels(graph, own)].sum()) / total if total else 1.0 for name, own in plans.items()}
 
 
 def _candidates(planned: Callable[..., Plan], budget: Budget, rounds: Sequence[int]) -> tuple[dict[str, Plan], dict[str, str]]:
-    """Clause 1, and why the others are not there."""
+    """Clause 1, and why there are no others."""
     found: dict[str, Plan] = {}
     absent: dict[str, str] = {}
     for name, make in _makers(planned, budget, rounds):
-        try:
-            own = make()
-        except FxpruneError as error:
-            absent[name] = str(error).splitlines()[0]
+        own = _tried(make)
+        if isinstance(own, FxpruneError):
+            absent[name] = _reason(own)
             continue
         twin = next((other for other, known in found.items() if known.kept == own.kept), None)
         if twin is None:
@@ -186,11 +233,6 @@ def _used(plan: Plan) -> float:
         if name not in ("activation_bytes", "kept score") and "asked" in figure
     }
     return max((figure["achieved"] / figure["asked"] for figure in bounds.values()), default=0.0)
-
-
-def _kept(plan: Plan) -> float:
-    figure = plan.figures["kept score"]
-    return float(figure["achieved"] / figure["original"])
 
 
 def _deployed(slim: nn.Module, example_inputs: Any) -> Callable[[], object]:

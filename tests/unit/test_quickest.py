@@ -100,5 +100,62 @@ def test_refusals(model: nn.Module) -> None:
         call(model, IMAGE, Budget(latency=0.5))
     with pytest.raises(InputError, match="quickest takes a Budget"):
         call(model, IMAGE, 0.5)  # type: ignore[arg-type]
+    with pytest.raises(BudgetError, match="at least one multiple"):
+        call(model, IMAGE, Budget(macs=0.5), round_to=())
+    with pytest.raises(BudgetError, match="round_to must be a positive whole number"):
+        call(model, IMAGE, Budget(macs=0.5), round_to=(16, 0))
     with pytest.raises(BudgetError, match="no plan meets"):
         call(model, IMAGE, Budget(macs=0.0001), round_to=(2,))
+
+
+def test_what_is_kept_is_measured_by_one_score(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A threshold ranks plain gammas, the other scopes their logarithmic shares; the shares kept stand in one list."""
+    found = call(model, IMAGE, Budget(macs=0.4), run=timed_by(monkeypatch, lambda _slim: 1.0), round_to=2)
+    scores = {one.plan.score for one in found.candidates}
+    assert scores == {"gamma", "gamma:log"}
+    for one in found.candidates:
+        if one.plan.score == "gamma:log":
+            figure = one.plan.figures["kept score"]
+            assert one.kept == pytest.approx(figure["achieved"] / figure["original"], rel=1e-9)
+    best = max(found.candidates, key=lambda one: one.kept)
+    assert best.name == "global, multiples of 2"
+
+
+def test_what_cannot_be_made_or_verified_is_left_out(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = home.apply
+
+    def refusing(model: nn.Module, plan: fxprune.Plan, inputs: Any, *, verify: bool = True) -> Any:
+        if plan.kept == first.plan.kept and verify:
+            raise fxprune.VerificationError("it differs")
+        if plan.kept == last.plan.kept:
+            raise fxprune.RewriteError("no such network")
+        return made(model, plan, inputs, verify=verify)
+
+    def seconds(slim: nn.Module) -> float:
+        return float(sum(p.numel() for p in slim.parameters()))
+
+    run = timed_by(monkeypatch, seconds)
+    whole = call(model, IMAGE, Budget(macs=0.5), run=run, round_to=(2,))
+    first, last = whole.candidates[0], whole.candidates[-1]
+    monkeypatch.setattr(home, "apply", refusing)
+    found = call(model, IMAGE, Budget(macs=0.5), run=run, round_to=(2,))
+    assert [one.name for one in found.candidates] == [one.name for one in whole.candidates[1:-1]]
+    assert found.absent[first.name] == "it differs"
+    assert found.absent[last.name] == "no such network"
+    assert fxprune.plan_of(found.model).kept == found.candidates[0].plan.kept
+
+
+def test_calls_are_of_networks_in_evaluation_mode_and_the_mode_is_the_models(
+    model: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modes: list[bool] = []
+
+    def seconds(slim: nn.Module) -> float:
+        modes.append(slim.training)
+        return 1.0
+
+    for verify in (True, False):
+        found = call(model.train(), IMAGE, Budget(macs=0.5), run=timed_by(monkeypatch, seconds), round_to=(4,), verify=verify)
+        assert found.model.training
+    assert modes
+    assert not any(modes)

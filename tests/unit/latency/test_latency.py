@@ -360,7 +360,7 @@ def test_another_process_finds_what_was_measured(tmp_path: Path) -> None:
     written = []
     for seed in ("1", "2"):
         environment = {**os.environ, "PYTHONHASHSEED": seed}
-        subprocess.run([sys.executable, "-c", TWICE, str(tmp_path)], check=True, env=environment, timeout=120)
+        subprocess.run([sys.executable, "-c", TWICE, str(tmp_path)], check=True, env=environment, timeout=120)  # noqa: S603
         (file,) = tmp_path.iterdir()
         written.append((file.name, file.stat().st_mtime_ns))
     assert written[0] == written[1]

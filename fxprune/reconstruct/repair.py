@@ -5,12 +5,14 @@
    Layers that do not depend on each other share a pass over the images.
 2. What the slim network has learned since it was cut counts: the weights are refitted from what they are, and what is wanted goes through
    its own batch norms backwards.
-3. Silent inputs (plan.py, clause 4) stay silent.
+3. Silent inputs (plan.py, clause 4) stay silent. Layers in ``keep`` are not refitted: where no norm follows, as behind a classifier, least
+   squares may make weights many times as large, and a later training that had the right rate before has too large a one then.
 """
 
 from __future__ import annotations
 
 import copy
+import fnmatch
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -49,6 +51,7 @@ def repair(
     memory: int = MEMORY,
     cache: bool = False,
     progress: bool = False,
+    keep: Sequence[str] = (),
 ) -> fx.GraphModule:
     """A copy of a slim network with weights refitted so that its layers put out what the original's do. No labels, no gradients.
 
@@ -64,6 +67,7 @@ def repair(
         memory: bytes that the moments of the layers of one pass may take; a layer that needs more is left as it is.
         cache: keep what both networks have computed up to the layer at work, for all images: much quicker in deep networks.
         progress: show which layer is at work, on stderr.
+        keep: names (globs) of layers whose weights stay as they are (clause 3).
 
     Returns:
         A GraphModule with the slim network's structure, plan, names and mode; ``reconstruct.report_of`` tells the errors before and after.
@@ -71,7 +75,8 @@ def repair(
     Raises:
         PlanMismatchError: ``slim`` carries no plan, or one of another model.
         CaptureError: one of the two is no traced program.
-        InputError: a loader that is empty, cannot be gone through twice, or does not fit; networks on different devices.
+        InputError: a loader that is empty, cannot be gone through twice, or does not fit; networks on different devices; a name in ``keep`` that
+            no layer of the slim network has.
         NothingToPruneError: no layer that could be refitted lost inputs.
     """
     record = record_of(slim)
@@ -91,7 +96,7 @@ def repair(
     _same_device(model, slim)
     new = copy.deepcopy(slim)
     original, current = Program.of(captured.graph, captured.root), Program.of(new.graph, new)
-    sites, skipped = _sites(original, current, record.plan, memory)
+    sites, skipped = _kept_out(*_sites(original, current, record.plan, memory), new, keep)
     if not sites:
         why = "; ".join(f"{name}: {reason}" for name, reason in skipped[:3]) or "its plan takes no inputs away"
         raise NothingToPruneError(f"no layer of the slim network can be repaired. {why}")
@@ -148,6 +153,18 @@ def _sites(original: Program, current: Program, plan: Plan, memory: int) -> tupl
             reasons = [found for found in (source, target) if isinstance(found, str)]
             skipped.append((name, reasons[0] if reasons else "it is called more often in one of the programs"))
     return sorted(sites, key=lambda site: current.order[site.target.calls[0].node]), skipped
+
+
+def _kept_out(
+    sites: list[Site], skipped: list[tuple[str, str]], slim: nn.Module, keep: Sequence[str]
+) -> tuple[list[Site], list[tuple[str, str]]]:
+    """Clause 3: without the layers that are to stay."""
+    names = [name for name, _ in slim.named_modules()]
+    for glob in keep:
+        if not fnmatch.filter(names, glob):
+            raise InputError(f"keep={glob!r} matches no layer of the slim network.", expected=tuple(names[1:6]), got=glob)
+    stay = [site for site in sites if any(fnmatch.fnmatchcase(site.target.path, glob) for glob in keep)]
+    return [site for site in sites if site not in stay], [*skipped, *((site.target.path, "it is kept") for site in stay)]
 
 
 def _bytes(reader: Reader) -> int:

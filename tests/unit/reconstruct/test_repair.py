@@ -42,6 +42,22 @@ def test_copies_are_made_up_for_exactly(parts: int) -> None:
     assert apart(outputs(model, pictures(seed=9)), outputs(fixed, pictures(seed=9))) <= 1e-6
 
 
+def test_layers_to_be_kept_keep_their_weights() -> None:
+    model, images = ready(Residual()), pictures()
+    slim = fxprune.slim(model, 0.4, images[0][:2], score="random")
+    whole = reconstruct.repair(model, slim, images)
+    (*_, last) = reconstruct.report_of(whole).layers
+    fixed = reconstruct.repair(model, slim, images, keep=[f"{last.name[:-1]}?"])
+    assert not torch.equal(slim.get_parameter(f"{last.name}.weight"), whole.get_parameter(f"{last.name}.weight"))
+    assert torch.equal(slim.get_parameter(f"{last.name}.weight"), fixed.get_parameter(f"{last.name}.weight"))
+    assert (
+        reconstruct.report_of(fixed).layers == reconstruct.report_of(fixed).layers[: len(reconstruct.report_of(whole).layers) - 1]
+    )
+    assert (last.name, "it is kept") in reconstruct.report_of(fixed).skipped
+    with pytest.raises(fxprune.InputError, match="matches no layer"):
+        reconstruct.repair(model, slim, images, keep=["nothing*"])
+
+
 def test_repair_equals_the_refit_of_channel_prune() -> None:
     """The same channels, the same rows: given structure or chosen makes no difference."""
     model, images = ready(Chain()), pictures()

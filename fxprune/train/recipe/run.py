@@ -5,6 +5,7 @@
    finished one as it is; other settings for the same folder are refused.
 2. Slimming happens in one process, whose result the others get; every phase starts from a state as if it had been read from the file, so
    runs with and without interruptions do the same.
+3. A ratio that the network cannot give after all is no reason to lose a training: as much goes as can, with a note.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 
 import fxprune
-from fxprune.errors import FxpruneError, FxpruneWarning
+from fxprune.errors import BudgetError, FxpruneError, FxpruneWarning
 from fxprune.train.gamma_l1 import gammas
 from fxprune.train.readiness import readiness
 from fxprune.train.recalibrate import recalibrate
+from fxprune.train.recipe.amount import below_quantile
 from fxprune.train.recipe.batches import Share, seed_of
 from fxprune.train.recipe.checkpoint import State, load_state, save, tidy, write_whole
 from fxprune.train.recipe.journal import Journal, table_of
@@ -140,27 +142,41 @@ def _next(run: Run, state: State) -> State:
 
 
 def _slimmed(run: Run, state: State) -> State:
-    """The state with a smaller network."""
+    """The state with a smaller network (clause 3)."""
     settings = run.settings
     model = restored(settings, state, run.images).eval()
+    inputs = example(run.images, dtype_of(state.model))
+    ratio = settings.ratio
+    if settings.passes > 1:
+        ratio = below_quantile(fxprune.analyze(model, inputs), ratio, settings.the_floor, settings.layout)
     if gammas(model):
-        run.journal.say(f"{readiness(model).spare:.0%} of the channels are to spare; {settings.ratio:.0%} will go")
+        run.journal.say(f"{readiness(model).spare:.0%} of the channels are to spare; {ratio:.0%} will go")
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always", FxpruneWarning)
-        slim: nn.Module = fxprune.slim(
-            *(model, settings.ratio, example(run.images, dtype_of(state.model))),
-            layout=settings.layout,
-            floor=settings.the_floor,
-            absorb=settings.absorb,
-        )
-    for warning in seen:
-        run.journal.say(f"note: {warning.message}")
+        slim, notes = _smaller(settings, model, inputs, ratio)
+    for note in (*(str(warning.message) for warning in seen), *notes):
+        run.journal.say(f"note: {note}")
     if settings.recalibrate:
         share = Share(run.images, settings.batch, augment=settings.augment)
         first = next(slim.parameters())
         batches = share.epoch(seed_of(settings.seed, state.phase, "recalibrate"))
         recalibrate(slim, (pixels.to(first.dtype) for pixels, _ in batches), settings.recalibrate)
-    return replace(state, plan=fxprune.plan_of(slim).to_json(), model=dict(slim.state_dict()))
+    plan = fxprune.plan_of(slim)
+    return replace(state, plan=replace(plan, notes=(*plan.notes, *notes)).to_json(), model=dict(slim.state_dict()))
+
+
+def _smaller(settings: Settings, model: nn.Module, inputs: Tensor, ratio: float) -> tuple[nn.Module, tuple[str, ...]]:
+    """Clause 3: the slim network, and what is to be said of it."""
+
+    def slim(ratio: float) -> nn.Module:
+        return fxprune.slim(model, ratio, inputs, layout=settings.layout, floor=settings.the_floor, absorb=settings.absorb)
+
+    try:
+        return slim(ratio), ()
+    except BudgetError as error:
+        if not isinstance(error.expected, float):
+            raise
+        return slim(error.expected), (f"{error} {error.expected:.3f} went.",)
 
 
 def _teacher(run: Run) -> nn.Module | None:

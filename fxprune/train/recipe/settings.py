@@ -3,7 +3,8 @@
 1. Defaults are those of Network Slimming (Liu et al. 2017, section 4.2, arXiv:1708.06519) on CIFAR: SGD with Nesterov momentum 0.9,
    weight decay 1e-4, batches of 64, rate 0.1 divided by 10 at 50 % and 75 % of 160 epochs, gammas set to 0.5, strength 1e-4 for VGG
    and 1e-5 for ResNet and DenseNet; fine-tuning uses the same setting without the penalty.
-2. One pass removes ``ratio`` of all channels under a floor per group. With several passes the floor is 0.5: at most half of a layer goes in one pass.
+2. One pass removes ``ratio`` of all channels under a floor per group. Each of several passes removes what is below the quantile ``ratio`` of all scale
+   factors, and at most half of a layer (amount.py): the floor is 0.5.
 3. ``batch`` counts the images of one step over all processes.
 4. Two runs with equal settings compute the same, wherever and however often they were interrupted.
 """
@@ -34,7 +35,7 @@ class Settings:
         weights: file of pretrained weights for a network of the zoo (``zoo.load_pretrained``); "": random ones.
         width: factor of the widths, for networks that take one.
         passes: how often to train, slim and fine-tune.
-        ratio: share of the channels that goes in each pass, in [0, 1).
+        ratio: share of the channels that goes in each pass, in [0, 1); with several passes less goes where the floor stands in the way.
         floor: share of each group that stays in each pass; negative: 0.1, or 0.5 with several passes.
         layout: "coupled", or "selection" as in the paper's residual and dense networks (``fxprune.slim``).
         absorb: as for ``fxprune.slim``.

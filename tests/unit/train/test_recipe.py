@@ -147,6 +147,27 @@ def test_the_selection_layout_of_the_paper(tmp_path: Path, monkeypatch: pytest.M
     assert not list(broken.glob(".*.draft"))
 
 
+def widths(state: State) -> list[int]:
+    return [len(tensor) for name, tensor in state.model.items() if name in ("hidden.1.weight", "hidden.4.weight")]
+
+
+def test_passes_by_default_take_at_most_half_of_a_layer_until_nothing_is_left_to_take(tmp_path: Path) -> None:
+    settings = Settings(network="mlp-20-11", subset=64, epochs=1, tune_epochs=0, passes=5, strength=0.05)
+    state = done(settings, tmp_path)
+    assert state.phase == 10
+    sizes = [row["parameters"] for row in state.stages if row["stage"] == "slim"]
+    assert sizes == sorted(sizes, reverse=True)
+    assert all(1 <= after < before / 2 for after, before in zip(widths(state), (20, 11), strict=True))
+
+
+def test_a_ratio_out_of_reach_takes_what_can_go_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = replace(SMALL, network="mlp-15-7", passes=1, epochs=1, distill=0.0, ratio=0.8, floor=0.5)
+    state = run(settings, tmp_path, accelerator="cpu")
+    assert widths(state) == [8, 4]
+    assert "ratio 0.8 cannot be reached" in " ".join(capsys.readouterr().out.split())
+    assert "0.455 went" in fxprune.Plan.from_json(state.plan).notes[-1]
+
+
 def test_other_settings_for_the_same_folder_are_refused(tmp_path: Path) -> None:
     short = replace(SMALL, epochs=1, tune_epochs=0, passes=1, distill=0.0)
     done(short, tmp_path)

@@ -22,6 +22,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 import fxprune
+from fxprune.data import Images
 from fxprune.errors import BudgetError, FxpruneError, FxpruneWarning
 from fxprune.train.gamma_l1 import gammas
 from fxprune.train.readiness import readiness
@@ -66,12 +67,12 @@ def run(
         on_step: called after every step, with the phase and the steps done in it.
 
     Raises:
-        FxpruneError: the folder holds a run with other settings, or a file that is no run.
-        ImportError: Lightning Fabric is not installed.
+        FxpruneError: the folder holds a run with other settings, or a file that is no run; or the images cannot be read.
+        ImportError: a package that the run needs is not installed: Lightning Fabric, scikit-learn for the digits, TensorBoard.
     """
     fabric = launch(settings.precision, accelerator)
     place = Path(folder)
-    images = prepared(settings, download=download)
+    images = _images(fabric, settings, download=download)
     state: State = fabric.broadcast(_taken_up(settings, place) if fabric.is_global_zero else None)
     leading = bool(fabric.is_global_zero)
     journal = Journal(
@@ -84,13 +85,23 @@ def run(
                 state = _begun(shared, state)
             while state.phase < len(settings.phases):
                 state = _next(shared, state)
-            if leading and not (place / SLIM).exists():
-                fxprune.save(restored(settings, state, images), place / SLIM)
+            if leading:
+                _finished(shared, state)
     finally:
         journal.close()
     journal.say(table_of(state.stages))
     journal.say(f"the slim network is in {place / SLIM}")
     return state
+
+
+def _images(fabric: Any, settings: Settings, *, download: bool) -> Images:
+    """The image set: the first process gets it first, then the first one of every machine; the others find it there."""
+    first = None
+    with fabric.rank_zero_first():
+        if fabric.is_global_zero:
+            first = prepared(settings, download=download)
+    with fabric.rank_zero_first(local=True):
+        return prepared(settings, download=download) if first is None else first
 
 
 def _taken_up(settings: Settings, folder: Path) -> State:
@@ -113,10 +124,10 @@ def _begun(run: Run, state: State) -> State:
     model = restored(run.settings, state, run.images)
     if run.settings.precision == "64-true":
         model.double()
-    if run.settings.gamma:
+    if run.settings.the_gamma:
         with torch.no_grad():
             for gamma in gammas(model).values():
-                gamma.fill_(run.settings.gamma)
+                gamma.fill_(run.settings.the_gamma)
     state = replace(state, model=dict(model.state_dict()))
     run.save(state)
     return state
@@ -135,10 +146,16 @@ def _next(run: Run, state: State) -> State:
         state = run.fabric.broadcast(state)
     state = replace(state, **fresh)
     run.save(state)
-    if state.phase == len(run.settings.phases) and run.fabric.is_global_zero:
+    return state
+
+
+def _finished(run: Run, state: State) -> None:
+    """Write what a finished run leaves, as far as it is not there: its process may have been killed in between."""
+    if not (run.folder / RESULTS).exists():
         results = {"settings": json.loads(state.settings), "stages": state.stages}
         write_whole(run.folder / RESULTS, (json.dumps(results, indent=2) + "\n").encode())
-    return state
+    if not (run.folder / SLIM).exists():
+        fxprune.save(restored(run.settings, state, run.images), run.folder / SLIM)
 
 
 def _slimmed(run: Run, state: State) -> State:
@@ -160,7 +177,7 @@ def _slimmed(run: Run, state: State) -> State:
         share = Share(run.images, settings.batch, augment=settings.augment)
         first = next(slim.parameters())
         batches = share.epoch(seed_of(settings.seed, state.phase, "recalibrate"))
-        recalibrate(slim, (pixels.to(first.dtype) for pixels, _ in batches), settings.recalibrate)
+        recalibrate(slim, (pixels.to(first.dtype) for pixels, _ in batches), settings.recalibrate, alone=True)
     plan = fxprune.plan_of(slim)
     return replace(state, plan=replace(plan, notes=(*plan.notes, *notes)).to_json(), model=dict(slim.state_dict()))
 

@@ -47,8 +47,9 @@ def train(**options: Any) -> None:
 
         state = run(settings, folder, **run_options)
     except ImportError as error:
-        hint = f" ({error}). Install fxprune[train]." if error.name else f": {error}"  # the package's own errors say what to install
-        raise FxpruneError(f"training needs another package{hint}", got=str(error.name)) from error
+        # Errors of our own say what to install, and name no module.
+        hint = " Install fxprune[train]." if error.name else ""
+        raise FxpruneError(f"training needs another package: {error}{hint}", got=str(error.name)) from error
     except (FileNotFoundError, ValueError) as error:
         if isinstance(error, FxpruneError):
             raise

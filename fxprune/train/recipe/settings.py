@@ -1,10 +1,10 @@
 """All that a run of the recipe depends on.
 
-1. Defaults are those of Network Slimming (Liu et al. 2017, section 4.2, arXiv:1708.06519) on CIFAR: SGD with Nesterov momentum 0.9,
-   weight decay 1e-4, batches of 64, rate 0.1 divided by 10 at 50 % and 75 % of 160 epochs, gammas set to 0.5, strength 1e-4 for VGG
+1. Defaults are those of Network Slimming (Liu et al. 2017, section 4.2, arXiv:1708.06519) on CIFAR, whatever ``data`` is: SGD with Nesterov
+   momentum 0.9, weight decay 1e-4, batches of 64, rate 0.1 divided by 10 at 50 % and 75 % of 160 epochs, gammas set to 0.5, strength 1e-4 for VGG
    and 1e-5 for ResNet and DenseNet; fine-tuning uses the same setting without the penalty.
-2. One pass removes ``ratio`` of all channels under a floor per group. Each of several passes removes what is below the quantile ``ratio`` of all scale
-   factors, and at most half of a layer (amount.py): the floor is 0.5.
+2. One pass removes ``ratio`` of all channels under a floor per group. Each of several passes removes what is below the quantile ``ratio`` of
+   all scale factors, and at most half of a layer (amount.py): the floor is 0.5.
 3. ``batch`` counts the images of one step over all processes.
 4. Two runs with equal settings compute the same, wherever and however often they were interrupted.
 """

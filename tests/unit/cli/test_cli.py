@@ -275,7 +275,9 @@ def any_algorithm() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("any_algorithm")
-@pytest.mark.parametrize(("missing", "words"), [("lightning", "fxprune[train]"), ("sklearn", "fxprune[demo]"), ("board", "tensorboardX")])
+@pytest.mark.parametrize(
+    ("missing", "words"), [("lightning", "fxprune[train]"), ("sklearn", "fxprune[demo]"), ("board", "tensorboardX")]
+)
 def test_train_says_which_package_it_lacks(run: Run, monkeypatch: pytest.MonkeyPatch, missing: str, words: str) -> None:
     pytest.importorskip("lightning_fabric")
     from fxprune.train.recipe import launch

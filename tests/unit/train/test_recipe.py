@@ -426,7 +426,9 @@ def test_one_process_fetches_what_the_others_read(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(recipe, "prepared", prepared)
     barrier = threading.Barrier(4, timeout=20)
     threads = [
-        threading.Thread(target=recipe._images, args=(Process(rank, rank % 2, barrier), SMALL), kwargs={"download": True}, name=str(rank))
+        threading.Thread(
+            target=recipe._images, args=(Process(rank, rank % 2, barrier), SMALL), kwargs={"download": True}, name=str(rank)
+        )
         for rank in range(4)
     ]
     for thread in reversed(threads):

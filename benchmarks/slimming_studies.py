@@ -18,6 +18,7 @@ from torch import nn
 import fxprune
 from fxprune import reconstruct, score, train, zoo
 from fxprune.train import gammas
+from fxprune.train.recipe.amount import below_quantile
 
 CALIBRATION = 640  # training images for scores that look at data, for refits and for recalibration
 STREAM = ("conv1", "layer*.conv2")  # what makes the residual streams of the CIFAR ResNets
@@ -297,18 +298,12 @@ def passes(desk: Desk) -> None:
             order = seed + 20 * (number - 1)
             desk.cell(f"{stem}-sparse", _pass, model, fresh, PASS_SPARSE, order, {"kind": "sparse", "pass": number})
             desk.reload(model, f"{stem}-sparse")
-            model = fxprune.slim(model, _at_most_half(model), image_of(data), floor=0.5)
+            ratio = below_quantile(fxprune.analyze(model, image_of(data)), 0.5, floor=0.5)
+            model = fxprune.slim(model, ratio, image_of(data), floor=0.5)
             desk.cell(f"{stem}-tuned", _pass, model, fresh, PASS_TUNE, order + 10, {"kind": "tuned", "pass": number})
             desk.reload(model, f"{stem}-tuned")
         long = replace(PASS_SPARSE, strength=0.0, steps=PASSES * (PASS_SPARSE.steps + PASS_TUNE.steps))
         desk.cell(f"passes/seed{seed}-control", whole, fresh, long, data, seed, {"kind": "control", "pass": 0})
-
-
-def _at_most_half(model: nn.Module) -> float:
-    """The paper's rule: what is below the median of all scale factors goes, but at most half of a layer; as a ratio of all channels."""
-    layers = [gamma.detach().abs().flatten() for gamma in gammas(model).values()]
-    median = torch.cat(layers).median()
-    return sum(min(int((gamma < median).sum()), len(gamma) // 2) for gamma in layers) / sum(map(len, layers))
 
 
 def _pass(desk: Desk, path: Path, model: nn.Module, fresh: nn.Module, how: Training, order: int, facts: Facts) -> Facts:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import math
+import os
 import sys
 import traceback
 import warnings
@@ -34,11 +35,17 @@ def aside() -> Console:
 def answer(command: str, data: Mapping[str, Any], *, as_json: bool, shown: Callable[[], RenderableType | None]) -> None:
     """Print a command's result: its data as JSON, or what is shown to people."""
     if as_json:
-        sys.stdout.write(json.dumps({"command": command, **plain(data)}, indent=2, allow_nan=False) + "\n")
+        _write(json.dumps({"command": command, **plain(data)}, indent=2, allow_nan=False) + "\n")
         return
     found = shown()
     if found is not None:
         out().print(found)
+
+
+def _write(text: str) -> None:
+    """To the standard output; where torchrun started several processes, the first one's answer is that of all."""
+    if os.environ.get("RANK", "0") == "0":
+        sys.stdout.write(text)
 
 
 def plain(value: Any) -> Any:
@@ -104,7 +111,7 @@ def _refused(error: FxpruneError, *, as_json: bool) -> NoReturn:
     kind = type(error).__name__
     if as_json:
         facts = {"type": kind, "message": str(error), "node": error.node, "expected": error.expected, "got": error.got}
-        sys.stdout.write(json.dumps({"error": plain(facts)}, indent=2) + "\n")
+        _write(json.dumps({"error": plain(facts)}, indent=2) + "\n")
     aside().print(f"[bold red]{kind}:[/] ", end="", soft_wrap=True)
     aside().print(str(error), markup=False, soft_wrap=True)
     raise typer.Exit(REFUSED)

@@ -39,15 +39,17 @@ def train(**options: Any) -> None:
         settings = Settings(**options)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    try:
-        from fxprune.train.recipe.run import SLIM, run
-    except ImportError as error:
-        raise FxpruneError(f"training needs another package: {error}. Install fxprune[train].", got=str(error.name)) from error
     if run_options["accelerator"] == "cpu" or not torch.accelerator.is_available():
         torch.use_deterministic_algorithms(mode=True, warn_only=True)
     run_options["quiet"] = run_options["quiet"] or as_json
     try:
+        from fxprune.train.recipe.run import SLIM, run
+
         state = run(settings, folder, **run_options)
+    except ImportError as error:
+        # Errors of our own say what to install, and name no module.
+        hint = " Install fxprune[train]." if error.name else ""
+        raise FxpruneError(f"training needs another package: {error}{hint}", got=str(error.name)) from error
     except (FileNotFoundError, ValueError) as error:
         if isinstance(error, FxpruneError):
             raise

@@ -4,7 +4,8 @@
    constant and absorbed. Recalibration needs images and no labels, no gradients and no optimizer.
 2. Statistics are reset, batches are run with batch norms in training mode and everything else (dropout) in evaluation mode, and the
    result is the plain average over batches, as ``torch.optim.swa_utils.update_bn`` computes it. Momenta and modes are then what they were.
-3. Where several processes train together, each runs its own share of the batches, equally many, and the averages of all are averaged.
+3. Where several processes train together, each runs its own share of the batches, equally many, and the averages of all are averaged. One that
+   does it ``alone`` waits for nobody.
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 @torch.no_grad()
-def recalibrate(model: nn.Module, loader: Iterable[Any], batches: int | None = None) -> int:
+def recalibrate(model: nn.Module, loader: Iterable[Any], batches: int | None = None, *, alone: bool = False) -> int:
     """Reset and re-estimate the running statistics of every batch norm of ``model``, in place (clauses 1 to 3).
 
     Args:
         model: on the device where it should run.
         loader: gives inputs: a tensor; a tuple or list, of which the first entry is the input (labels may follow); or a dict of keyword arguments.
         batches: how many are used; all unless told.
+        alone: the other processes do not take part (clause 3).
 
     Returns:
         The number of batches that were used; 0 if the model has no batch norm with running statistics, and then nothing is run.
@@ -52,7 +54,8 @@ def recalibrate(model: nn.Module, loader: Iterable[Any], batches: int | None = N
             _call(model, batch, device)
             count += 1
         if count:
-            _average(norms)
+            if not alone:
+                _average(norms)
             done = True
     finally:
         for module, mode in modes.items():

@@ -113,6 +113,6 @@ def _writer(folder: Path, rows: int) -> Any:
             writer: Any = importlib.import_module(name).SummaryWriter
         except ImportError:
             continue
-        # What an interrupted run wrote beyond its last checkpoint is hidden.
-        return writer(str(folder), purge_step=rows + 1 if rows else None)
+        # What an interrupted run wrote beyond its last checkpoint is hidden. Files are named by the second, which two runs may share.
+        return writer(str(folder), purge_step=rows + 1 if rows else None, filename_suffix=f".{rows}")
     raise ImportError("TensorBoard logs need tensorboardX or tensorboard; install one: pip install tensorboardX.")

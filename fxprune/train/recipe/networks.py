@@ -14,16 +14,30 @@ from torch.utils.flop_counter import FlopCounterMode
 import fxprune
 from fxprune import zoo
 from fxprune.data import Images, load
+from fxprune.errors import FxpruneError
 from fxprune.plan import Plan
 from fxprune.train.recipe.checkpoint import State, load_state
 from fxprune.train.recipe.settings import Settings
 
+FETCHED = ("mnist", "cifar10", "cifar100", "svhn")  # by torchvision
 MLP = "mlp-"  # mlp-500-300: a perceptron with these hidden widths
 
 
 def prepared(settings: Settings, *, download: bool = False) -> Images:
-    """The image set of a run, cut to its subset."""
-    images = load(settings.data, settings.root, download=download, side=settings.side)
+    """The image set of a run, cut to its subset.
+
+    Raises:
+        FxpruneError: it is not there, cannot be fetched, or is damaged.
+    """
+    try:
+        images = load(settings.data, settings.root, download=download, side=settings.side)
+    except (OSError, RuntimeError) as error:
+        hint = "" if download or settings.data not in FETCHED else " --download lets torchvision fetch them."
+        raise FxpruneError(
+            f"the images of {settings.data!r} cannot be read from {settings.root!r}: {str(error).rstrip('.')}.{hint}",
+            node=settings.data,
+            got=type(error).__name__,
+        ) from error
     if not settings.subset:
         return images
     train = images.train.subset(torch.arange(min(settings.subset, len(images.train)), device="cpu"))

@@ -21,6 +21,7 @@ from torch.optim import SGD
 
 import fxprune
 from fxprune.data import Images, Split
+from fxprune.errors import NothingToPruneError
 from fxprune.train.distill import distillation
 from fxprune.train.gamma_l1 import GammaL1, GroupL1
 from fxprune.train.penalty import Penalty
@@ -109,9 +110,12 @@ def _sparsity(run: Run, inner: nn.Module, phase: Phase) -> Penalty | None:
         return None
     parameter = next(inner.parameters())
     graph = fxprune.analyze(inner, example(run.images, parameter.dtype).to(parameter.device))
-    if not settings.coupled:
-        return GammaL1(inner, settings.the_strength, graph=graph)
-    return GroupL1(inner, graph, settings.the_strength)
+    try:
+        if not settings.coupled:
+            return GammaL1(inner, settings.the_strength, graph=graph)
+        return GroupL1(inner, graph, settings.the_strength)
+    except NothingToPruneError as error:
+        raise NothingToPruneError(f"{error} In the recipe: method='none' (--method none) trains without a penalty.") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,13 +182,19 @@ class _Loop:
         self.run.fabric.backward(total)
         if sparsity is not None and settings.method == "subgradient" and not in_loss:
             sparsity.add_gradient()
+        scale = self._scale() if settings.method == "proximal" else 0.0
         self.optimizer.step()
-        if sparsity is not None and settings.method == "proximal":
+        if sparsity is not None and settings.method == "proximal" and self._scale() >= scale:
             sparsity.shrink(self.plain)
         if sparsity is not None and in_loss:
             sparsity.advance()
         hits = (logits.argmax(1) == labels).sum()
         return torch.stack([loss.detach().float() * len(labels), hits.float(), hits.new_tensor(len(labels)).float()])
+
+    def _scale(self) -> float:
+        """What gradients are scaled by; a step that a scaler skips lowers it."""
+        scaler = getattr(self.run.fabric.strategy.precision, "scaler", None)
+        return 1.0 if scaler is None else float(scaler.get_scale())
 
     def _summed(self, sums: list[float], local: Tensor) -> list[float]:
         total = self.run.fabric.all_reduce(local.clone(), reduce_op="sum").tolist()

@@ -5,6 +5,7 @@
    finished one as it is; other settings for the same folder are refused.
 2. Slimming happens in one process, whose result the others get; every phase starts from a state as if it had been read from the file, so
    runs with and without interruptions do the same.
+3. A ratio that the network cannot give after all is no reason to lose a training: as much goes as can, with a note.
 """
 
 from __future__ import annotations
@@ -18,13 +19,15 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 
 import fxprune
-from fxprune.errors import FxpruneError, FxpruneWarning
+from fxprune.data import Images
+from fxprune.errors import BudgetError, FxpruneError, FxpruneWarning
 from fxprune.train.gamma_l1 import gammas
 from fxprune.train.readiness import readiness
 from fxprune.train.recalibrate import recalibrate
+from fxprune.train.recipe.amount import below_quantile
 from fxprune.train.recipe.batches import Share, seed_of
 from fxprune.train.recipe.checkpoint import State, load_state, save, tidy, write_whole
 from fxprune.train.recipe.journal import Journal, table_of
@@ -64,12 +67,12 @@ def run(
         on_step: called after every step, with the phase and the steps done in it.
 
     Raises:
-        FxpruneError: the folder holds a run with other settings, or a file that is no run.
-        ImportError: Lightning Fabric is not installed.
+        FxpruneError: the folder holds a run with other settings, or a file that is no run; or the images cannot be read.
+        ImportError: a package that the run needs is not installed: Lightning Fabric, scikit-learn for the digits, TensorBoard.
     """
     fabric = launch(settings.precision, accelerator)
     place = Path(folder)
-    images = prepared(settings, download=download)
+    images = _images(fabric, settings, download=download)
     state: State = fabric.broadcast(_taken_up(settings, place) if fabric.is_global_zero else None)
     leading = bool(fabric.is_global_zero)
     journal = Journal(
@@ -82,13 +85,23 @@ def run(
                 state = _begun(shared, state)
             while state.phase < len(settings.phases):
                 state = _next(shared, state)
-            if leading and not (place / SLIM).exists():
-                fxprune.save(restored(settings, state, images), place / SLIM)
+            if leading:
+                _finished(shared, state)
     finally:
         journal.close()
     journal.say(table_of(state.stages))
     journal.say(f"the slim network is in {place / SLIM}")
     return state
+
+
+def _images(fabric: Any, settings: Settings, *, download: bool) -> Images:
+    """The image set: the first process gets it first, then the first one of every machine; the others find it there."""
+    first = None
+    with fabric.rank_zero_first():
+        if fabric.is_global_zero:
+            first = prepared(settings, download=download)
+    with fabric.rank_zero_first(local=True):
+        return prepared(settings, download=download) if first is None else first
 
 
 def _taken_up(settings: Settings, folder: Path) -> State:
@@ -111,10 +124,10 @@ def _begun(run: Run, state: State) -> State:
     model = restored(run.settings, state, run.images)
     if run.settings.precision == "64-true":
         model.double()
-    if run.settings.gamma:
+    if run.settings.the_gamma:
         with torch.no_grad():
             for gamma in gammas(model).values():
-                gamma.fill_(run.settings.gamma)
+                gamma.fill_(run.settings.the_gamma)
     state = replace(state, model=dict(model.state_dict()))
     run.save(state)
     return state
@@ -133,34 +146,54 @@ def _next(run: Run, state: State) -> State:
         state = run.fabric.broadcast(state)
     state = replace(state, **fresh)
     run.save(state)
-    if state.phase == len(run.settings.phases) and run.fabric.is_global_zero:
-        results = {"settings": json.loads(state.settings), "stages": state.stages}
-        write_whole(run.folder / RESULTS, (json.dumps(results, indent=2) + "\n").encode())
     return state
 
 
+def _finished(run: Run, state: State) -> None:
+    """Write what a finished run leaves, as far as it is not there: its process may have been killed in between."""
+    if not (run.folder / RESULTS).exists():
+        results = {"settings": json.loads(state.settings), "stages": state.stages}
+        write_whole(run.folder / RESULTS, (json.dumps(results, indent=2) + "\n").encode())
+    if not (run.folder / SLIM).exists():
+        fxprune.save(restored(run.settings, state, run.images), run.folder / SLIM)
+
+
 def _slimmed(run: Run, state: State) -> State:
-    """The state with a smaller network."""
+    """The state with a smaller network (clause 3)."""
     settings = run.settings
     model = restored(settings, state, run.images).eval()
+    inputs = example(run.images, dtype_of(state.model))
+    ratio = settings.ratio
+    if settings.passes > 1:
+        ratio = below_quantile(fxprune.analyze(model, inputs), ratio, settings.the_floor, settings.layout)
     if gammas(model):
-        run.journal.say(f"{readiness(model).spare:.0%} of the channels are to spare; {settings.ratio:.0%} will go")
+        run.journal.say(f"{readiness(model).spare:.0%} of the channels are to spare; {ratio:.0%} will go")
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always", FxpruneWarning)
-        slim: nn.Module = fxprune.slim(
-            *(model, settings.ratio, example(run.images, dtype_of(state.model))),
-            layout=settings.layout,
-            floor=settings.the_floor,
-            absorb=settings.absorb,
-        )
-    for warning in seen:
-        run.journal.say(f"note: {warning.message}")
+        slim, notes = _smaller(settings, model, inputs, ratio)
+    for note in (*(str(warning.message) for warning in seen), *notes):
+        run.journal.say(f"note: {note}")
     if settings.recalibrate:
         share = Share(run.images, settings.batch, augment=settings.augment)
         first = next(slim.parameters())
         batches = share.epoch(seed_of(settings.seed, state.phase, "recalibrate"))
-        recalibrate(slim, (pixels.to(first.dtype) for pixels, _ in batches), settings.recalibrate)
-    return replace(state, plan=fxprune.plan_of(slim).to_json(), model=dict(slim.state_dict()))
+        recalibrate(slim, (pixels.to(first.dtype) for pixels, _ in batches), settings.recalibrate, alone=True)
+    plan = fxprune.plan_of(slim)
+    return replace(state, plan=replace(plan, notes=(*plan.notes, *notes)).to_json(), model=dict(slim.state_dict()))
+
+
+def _smaller(settings: Settings, model: nn.Module, inputs: Tensor, ratio: float) -> tuple[nn.Module, tuple[str, ...]]:
+    """Clause 3: the slim network, and what is to be said of it."""
+
+    def slim(ratio: float) -> nn.Module:
+        return fxprune.slim(model, ratio, inputs, layout=settings.layout, floor=settings.the_floor, absorb=settings.absorb)
+
+    try:
+        return slim(ratio), ()
+    except BudgetError as error:
+        if not isinstance(error.expected, float):
+            raise
+        return slim(error.expected), (f"{error} {error.expected:.3f} went.",)
 
 
 def _teacher(run: Run) -> nn.Module | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -266,6 +266,49 @@ def test_train_offers_every_setting(run: Run) -> None:
     assert all(f"--{field.name.replace('_', '-')}" in said for field in fields(Settings))
     assert run("train", "--out", "x", "--method", "magic").code == 2
     assert run("train", "--out", "x", "--ratio", "3").code == 2
+
+
+@pytest.fixture
+def any_algorithm() -> Iterator[None]:
+    yield
+    torch.use_deterministic_algorithms(mode=False)
+
+
+@pytest.mark.usefixtures("any_algorithm")
+@pytest.mark.parametrize(
+    ("missing", "words"), [("lightning", "fxprune[train]"), ("sklearn", "fxprune[demo]"), ("board", "tensorboardX")]
+)
+def test_train_says_which_package_it_lacks(run: Run, monkeypatch: pytest.MonkeyPatch, missing: str, words: str) -> None:
+    pytest.importorskip("lightning_fabric")
+    from fxprune.train.recipe import launch
+
+    if missing == "lightning":
+        monkeypatch.setattr(launch, "NAMES", ("no_such_fabric",))
+    for name in ("sklearn.datasets",) if missing == "sklearn" else ("tensorboardX", "torch.utils.tensorboard"):
+        monkeypatch.setitem(sys.modules, name, None)
+    if missing == "board":
+        pytest.importorskip("sklearn")
+    found = run("train", "--out", "run", "--network", "mlp-8", "--accelerator", "cpu", "--tensorboard", "--json")
+    assert found.code == 1
+    assert words in found.data["error"]["message"]
+    assert "Traceback" not in found.err
+
+
+@pytest.mark.usefixtures("any_algorithm")
+def test_train_says_that_images_are_missing(run: Run) -> None:
+    pytest.importorskip("lightning_fabric")
+    found = run("train", "--out", "run", "--data", "mnist", "--root", "nowhere", "--accelerator", "cpu")
+    assert found.code == 1
+    assert "--download" in found.err
+    assert "Traceback" not in found.err
+
+
+def test_of_several_processes_the_first_one_answers(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    for rank in (0, 1):
+        monkeypatch.setenv("RANK", str(rank))
+        for arguments, code in ((("inspect", "zoo:tiny_vgg"), 0), (("inspect", "zoo:tiny_vgg", "--input", "1x1"), 1)):
+            found = run(*arguments, "--json")
+            assert (found.code, bool(found.out)) == (code, rank == 0), found
 
 
 @pytest.mark.parametrize(

@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import csv
+import importlib
+import io
 import json
 import random
-from contextlib import suppress
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor, nn
 
 import fxprune
 from fxprune import train
-from fxprune.errors import FxpruneError
+from fxprune.errors import FxpruneError, NothingToPruneError
 from fxprune.train.recipe import checkpoint
 from fxprune.train.recipe.checkpoint import STATE, State, load_state, save_state, write_whole
 
 pytest.importorskip("lightning_fabric")
 from fxprune.train.recipe import Settings, network_of, run
 
+recipe = importlib.import_module("fxprune.train.recipe.run")
 SMALL = Settings(
     network="mlp-16-12", subset=200, epochs=2, tune_epochs=1, passes=2, ratio=0.3, batch=64, strength=0.02, seed=3, distill=0.5
 )
@@ -147,6 +155,27 @@ def test_the_selection_layout_of_the_paper(tmp_path: Path, monkeypatch: pytest.M
     assert not list(broken.glob(".*.draft"))
 
 
+def widths(state: State) -> list[int]:
+    return [len(tensor) for name, tensor in state.model.items() if name in ("hidden.1.weight", "hidden.4.weight")]
+
+
+def test_passes_by_default_take_at_most_half_of_a_layer_until_nothing_is_left_to_take(tmp_path: Path) -> None:
+    settings = Settings(network="mlp-20-11", subset=64, epochs=1, tune_epochs=0, passes=5, strength=0.05)
+    state = done(settings, tmp_path)
+    assert state.phase == 10
+    sizes = [row["parameters"] for row in state.stages if row["stage"] == "slim"]
+    assert sizes == sorted(sizes, reverse=True)
+    assert all(1 <= after < before / 2 for after, before in zip(widths(state), (20, 11), strict=True))
+
+
+def test_a_ratio_out_of_reach_takes_what_can_go_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = replace(SMALL, network="mlp-15-7", passes=1, epochs=1, distill=0.0, ratio=0.8, floor=0.5)
+    state = run(settings, tmp_path, accelerator="cpu")
+    assert widths(state) == [8, 4]
+    assert "ratio 0.8 cannot be reached" in " ".join(capsys.readouterr().out.split())
+    assert "0.455 went" in fxprune.Plan.from_json(state.plan).notes[-1]
+
+
 def test_other_settings_for_the_same_folder_are_refused(tmp_path: Path) -> None:
     short = replace(SMALL, epochs=1, tune_epochs=0, passes=1, distill=0.0)
     done(short, tmp_path)
@@ -235,6 +264,7 @@ def test_settings_are_checked_and_survive_json() -> None:
     assert SMALL.differs(replace(SMALL, seed=9)) == ("seed",)
     assert (Settings().the_strength, Settings(network="resnet20").the_strength) == (1e-4, 1e-5)
     assert (Settings().the_floor, Settings(passes=3).the_floor, Settings(passes=3, floor=0.2).the_floor) == (0.1, 0.5, 0.2)
+    assert (Settings().the_gamma, Settings(weights="x").the_gamma, Settings(weights="x", gamma=0.5).the_gamma) == (0.5, 0.0, 0.5)
     assert [(p.number, p.kind, p.epochs) for p in Settings(epochs=7).phases] == [(0, "sparse", 7), (0, "tune", 7)]
     assert [Settings().rate_at(e, 160) for e in (0, 79, 80, 119, 120)] == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001])
     for wrong in (
@@ -244,6 +274,14 @@ def test_settings_are_checked_and_survive_json() -> None:
         {"ratio": 1.0},
         {"distill": 2.0},
         {"rate": float("nan")},
+        {"floor": 1.5},
+        {"floor": float("nan")},
+        {"momentum": 1.0},
+        {"weight_decay": -0.1},
+        {"width": 0.0},
+        {"strength": float("inf")},
+        {"gamma": float("nan")},
+        {"absorb": "maybe"},
     ):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             Settings(**wrong)  # type: ignore[arg-type]
@@ -271,7 +309,7 @@ def test_without_fabric_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch,
         done(SMALL, tmp_path)
 
 
-def test_pretrained_weights_and_recalibration(tmp_path: Path) -> None:
+def test_recalibration_is_the_last_thing_before_fine_tuning(tmp_path: Path) -> None:
     settings = replace(SMALL, passes=1, epochs=1, distill=0.0, recalibrate=2)
     state = done(settings, tmp_path)
     assert state.phase == 2
@@ -279,3 +317,181 @@ def test_pretrained_weights_and_recalibration(tmp_path: Path) -> None:
     steps = 200 // 64
     assert all(int(t) == 2 + steps for t in norms.values())  # two batches of recalibration, then an epoch of fine-tuning
     assert train.readiness(network_of(tmp_path)).overall.channels < 28
+
+
+def test_recalibration_waits_for_no_other_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slimming is the first process's business: the others are not there to average with."""
+
+    def waits(_: Any) -> None:
+        raise AssertionError("averaged over processes")
+
+    monkeypatch.setattr(importlib.import_module("fxprune.train.recalibrate"), "_average", waits)
+    assert done(replace(SMALL, passes=1, epochs=1, distill=0.0, recalibrate=2), tmp_path).phase == 2
+
+
+@pytest.mark.parametrize(("gamma", "expected"), [(-1.0, None), (0.0, None), (0.5, 0.5)])
+def test_pretrained_scale_factors_stay_unless_told(tmp_path: Path, gamma: float, expected: float | None) -> None:
+    given = fxprune.zoo.mlp(64, 16, 12, 10)
+    with torch.no_grad():
+        for own in train.gammas(given).values():
+            own.uniform_()
+    torch.save(given.state_dict(), tmp_path / "given.pt")
+    settings = Settings(network="mlp-16-12", weights=str(tmp_path / "given.pt"), epochs=0, tune_epochs=0, ratio=0.0, gamma=gamma)
+    state = done(settings, tmp_path / "run")
+    for name, own in given.state_dict().items():
+        wanted = torch.full_like(own, expected) if expected and name in train.gammas(given) else own
+        assert torch.equal(state.model[name], wanted), name
+
+
+def test_results_are_written_though_the_process_was_killed_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*_: Any) -> None:
+        raise KilledError
+
+    settings = replace(SMALL, passes=1, epochs=1, distill=0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(recipe, "write_whole", killed)
+        with pytest.raises(KilledError):
+            done(settings, tmp_path)
+    assert not (tmp_path / "results.json").exists()
+    state = done(settings, tmp_path)
+    assert json.loads((tmp_path / "results.json").read_text())["stages"] == state.stages
+    assert (tmp_path / "slim.safetensors").exists()
+
+
+def test_exact_absorption(tmp_path: Path) -> None:
+    settings = replace(SMALL, network="tiny_vgg", epochs=0, tune_epochs=0, distill=0.0, absorb="exact")
+    state = done(settings, tmp_path)
+    model = network_of(tmp_path)
+    assert fxprune.plan_of(model).added
+    assert all(torch.equal(tensor, state.model[name]) for name, tensor in model.state_dict().items())
+
+
+def scaled(fabric: Any, scale: float) -> Any:
+    """Half precision with scaled gradients, as on an accelerator."""
+    from lightning_fabric.plugins.precision.amp import MixedPrecision
+
+    fabric.strategy.precision = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=scale))
+    fabric._precision = fabric.strategy.precision
+    return fabric
+
+
+@pytest.mark.parametrize(("scale", "shrunk"), [(2.0**60, False), (2.0**4, True)])
+def test_no_proximal_step_after_a_step_that_the_scaler_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scale: float, shrunk: bool
+) -> None:
+    launch = recipe.launch
+    monkeypatch.setattr(recipe, "launch", lambda _, accelerator: scaled(launch("32-true", accelerator), scale))
+
+    def on_step(_phase: int, step: int) -> None:
+        if step == 2:
+            raise KilledError
+
+    settings = replace(SMALL, method="proximal", strength=1.0, precision="16-mixed", passes=1, distill=0.0)
+    with pytest.raises(KilledError):
+        done(settings, tmp_path, every=1, on_step=on_step)
+    state = load_state(tmp_path)
+    assert state is not None
+    assert state.scaler["scale"] == (scale if shrunk else scale / 4)
+    assert state.sparsity["steps"] == (2 if shrunk else 0)
+    assert bool((state.model["hidden.1.weight"] == 0.5).all()) is not shrunk
+
+
+class Process:
+    """One of several processes, each a thread, that take turns as Fabric lets them."""
+
+    def __init__(self, rank: int, local: int, barrier: threading.Barrier) -> None:
+        self.rank, self.local, self.barrier = rank, local, barrier
+        self.is_global_zero = rank == 0
+
+    @contextmanager
+    def rank_zero_first(self, local: bool = False) -> Iterator[None]:
+        first = (self.local if local else self.rank) == 0
+        if not first:
+            self.barrier.wait()
+        yield
+        if first:
+            self.barrier.wait()
+
+
+def test_one_process_fetches_what_the_others_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two machines with two processes each: the first process of all, then the first of the other machine, then both others."""
+    order: list[str] = []
+
+    def prepared(_: Settings, *, download: bool) -> str:
+        assert download
+        time.sleep(0.02)
+        order.append(threading.current_thread().name)
+        return order[-1]
+
+    monkeypatch.setattr(recipe, "prepared", prepared)
+    barrier = threading.Barrier(4, timeout=20)
+    threads = [
+        threading.Thread(
+            target=recipe._images, args=(Process(rank, rank % 2, barrier), SMALL), kwargs={"download": True}, name=str(rank)
+        )
+        for rank in range(4)
+    ]
+    for thread in reversed(threads):
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert order[:2] == ["0", "2"]
+    assert sorted(order[2:]) == ["1", "3"]
+
+
+def test_images_that_are_not_there_are_an_error_of_the_family(tmp_path: Path) -> None:
+    for data, words in (("mnist", "Dataset not found.*--download"), ("svhn", "--download"), ("cifar10-jpeg", "train.npz")):
+        with pytest.raises(FxpruneError, match=words):
+            done(replace(SMALL, data=data, root=str(tmp_path / "none")), tmp_path / "run")
+
+
+def test_without_batch_norm_it_says_how_to_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def plain(num_classes: int) -> nn.Module:
+        return nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(128, num_classes))
+
+    monkeypatch.setattr(fxprune.zoo, "plain", plain, raising=False)
+    settings = replace(SMALL, network="plain", epochs=1, distill=0.0)
+    for coupled in (False, True):
+        with pytest.raises(NothingToPruneError, match="--method none"):
+            done(replace(settings, coupled=coupled), tmp_path / str(coupled))
+    state = done(replace(settings, method="none"), tmp_path / "none")
+    assert len(state.model["0.weight"]) < 8
+
+
+def test_a_terminal_shows_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = io.StringIO()
+    monkeypatch.setattr(recipe, "Console", lambda: Console(file=said, force_terminal=True, width=120, color_system=None))
+    run(replace(SMALL, passes=1, distill=0.0), tmp_path, accelerator="cpu")
+    text = said.getvalue()
+    assert "pass 1, sparse" in text
+    assert "6/6" in text
+    assert "pass 1, tune" in text
+    assert "3/3" in text
+    assert "pass 1 sparse epoch 2: loss " in text
+    assert "of gammas below 1e-3" in text
+
+
+def events(folder: Path) -> Iterator[Any]:
+    """What is in TensorBoard's files, in their order (records: length, its checksum, data, theirs)."""
+    proto = pytest.importorskip("tensorboardX.proto.event_pb2")
+    for path in sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime_ns):
+        data, at = path.read_bytes(), 0
+        while at < len(data):
+            (length,) = struct.unpack_from("<Q", data, at)
+            yield proto.Event.FromString(data[at + 12 : at + 12 + length])
+            at += 16 + length
+
+
+def test_tensorboard_goes_on_where_the_run_does(tmp_path: Path) -> None:
+    def on_step(phase: int, step: int) -> None:
+        if (phase, step) == (0, 4):
+            raise KilledError
+
+    settings = replace(SMALL, passes=1, distill=0.0)
+    with pytest.raises(KilledError):
+        done(settings, tmp_path, tensorboard=True, on_step=on_step)
+    done(settings, tmp_path, tensorboard=True)
+    found = list(events(tmp_path / "tensorboard"))
+    losses = [(value.tag, event.step) for event in found for value in event.summary.value if value.tag.endswith("/loss")]
+    assert losses == [("sparse/loss", 1), ("sparse/loss", 2), ("tune/loss", 3)]
+    assert [event.step for event in found if event.HasField("session_log")] == [2]

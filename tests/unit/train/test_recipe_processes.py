@@ -68,7 +68,7 @@ def test_kill_9_at_any_moment_changes_nothing(tmp_path: Path, seed: int) -> None
 @pytest.mark.parametrize("method", ["subgradient", "proximal"])
 def test_two_processes_compute_what_one_does(tmp_path: Path, method: str) -> None:
     options = ["--epochs", "2", "--tune-epochs", "1", "--passes", "2", "--ratio", "0.3", "--strength", "0.02", "--method", method]
-    options += ["--network", "tiny_vgg", "--precision", "64-true", "--subset", "512"]
+    options += ["--network", "tiny_vgg", "--precision", "64-true", "--subset", "512", "--recalibrate", "2"]
     run([*RECIPE, *options, "--out", str(tmp_path / "one")])
     torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     run([*torchrun, *RECIPE, *options, "--out", str(tmp_path / "two")])

@@ -255,3 +255,33 @@ def test_averages_of_a_slim_model_go_on_through_a_second_round() -> None:
     small = train.remap_averaged(averaged, first, second, image())
     torch.testing.assert_close(small(image()), second(image()), rtol=1e-12, atol=0)
     assert fxprune.plan_of(small.module).kept == fxprune.plan_of(second).kept
+
+
+def scaled_step(model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, seed: int) -> None:
+    optimizer.zero_grad()
+    scaler.scale(loss(model, image(6, 3, 8, 8, seed=seed))).backward()
+    scaler.step(optimizer)
+    scaler.update()
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+def test_a_gradient_scaler_goes_on_with_the_new_optimizer(name: str) -> None:
+    """Scales are powers of two, so a scaled step is the step; a skipped one changes nothing."""
+    models = [seeded(Chain()), seeded(Chain())]
+    optimizers = [OPTIMIZERS[name](model.parameters()) for model in models]
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8, growth_interval=2)
+    for seed in range(2):
+        step(models[0], optimizers[0], seed)
+        scaled_step(models[1], optimizers[1], scaler, seed)
+    slims = [fxprune.slim(model, 0.5, image(), score="l1", verify=False).train() for model in models]
+    tuners = [train.remap_optimizer(*both) for both in zip(optimizers, models, slims, strict=True)]
+    assert scaler.get_scale() == 2.0**9
+    step(slims[0], tuners[0], 2)
+    scaled_step(slims[1], tuners[1], scaler, 2)
+    before = copy.deepcopy(tuners[1].state_dict())
+    next(slims[1].parameters()).register_hook(lambda gradient: gradient * torch.inf)
+    scaled_step(slims[1], tuners[1], scaler, 3)
+    assert scaler.get_scale() == 2.0**8
+    torch.testing.assert_close(tuners[1].state_dict(), before, rtol=0, atol=0)
+    for one, two in zip(slims[0].parameters(), slims[1].parameters(), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-7)

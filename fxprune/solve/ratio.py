@@ -313,6 +313,13 @@ def _steps(graph: ChannelGraph, value: Numbers, round_to: int) -> tuple[list[Uni
     return units, in_step
 
 
+def taken(steps: Sequence[Ids], group_of: Ids) -> dict[int, Ids]:
+    """How many channels of each group are gone after the first 0, 1, ... steps."""
+    owner = group_of[np.concatenate(steps)]
+    step = np.repeat(np.arange(1, len(steps) + 1), [len(own) for own in steps])
+    return {int(g): np.bincount(step[owner == g], minlength=len(steps) + 1).cumsum() for g in np.unique(owner) if g >= 0}
+
+
 def ranked_steps(cells: Cells, value: Numbers, alive: Mask) -> tuple[Ids, ...]:
     """The steps of linked cells that may go, lowest scores first, among the cells that are there; what has an infinite value stays."""
     there = Cells(tuple(cell for cell in cells.cells if alive[cell].all()), cells.steps)

@@ -87,7 +87,7 @@ def giving_up(choices: Choices, members: list[int], worth: Numbers | None = None
     for s in members:
         slot = choices.land.slots.slots[s]
         steps = np.diff(slot.allowed)
-        size = steps * max(sum(slot.groups.values()), 1)
+        size = np.diff(sum(slot.groups.values(), np.zeros(len(slot) + 1, np.int64))[slot.allowed])
         loss = slot.loss if worth is None else np.cumsum([0.0, *(worth[step].sum() for step in slot.steps)])
         means = np.maximum.accumulate(np.diff(loss[slot.allowed]) / np.maximum(size, 1))  # bundles stay in order
         owners += [s] * len(steps)

@@ -21,7 +21,7 @@ from fxprune.solve.budget import Budget
 from fxprune.solve.landscape import Limit
 from fxprune.solve.limits import limits
 from fxprune.solve.optimise import Problem, bound_on, dead_wholes, free_wholes, optimise
-from fxprune.solve.ratio import Solution, channel_weights, check_options, check_ratio, nothing, rounded_to_nothing
+from fxprune.solve.ratio import Solution, channel_weights, check_options, check_ratio, nothing
 from fxprune.solve.scopes import Shares
 from fxprune.solve.slots import leasts, score_values
 
@@ -120,7 +120,7 @@ def solve_share(graph: ChannelGraph, scored: Scored, ratio: float, floor: float,
             expected=most,
             got=ratio,
         )
-    return Solution(removed, ratio, gone, (f"scope {scope}",))
+    return Solution(removed, ratio, gone, (f"scope {scope}", *problem.rounded_to_nothing()))
 
 
 def _solution(problem: Problem, removed: Mask, bound: float, notes: tuple[str, ...]) -> Solution:
@@ -139,7 +139,7 @@ def _solution(problem: Problem, removed: Mask, bound: float, notes: tuple[str, .
     figures["kept score"] = {"original": whole, "achieved": kept, "bound": bound, "gap": gap}
     told = [
         *notes,
-        *rounded_to_nothing(graph, problem.round_to),
+        *problem.rounded_to_nothing(),
         *(_told(limit, float(now)) for limit, now in zip(problem.limits, costs, strict=True)),
     ]
     told.append(

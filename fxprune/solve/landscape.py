@@ -110,7 +110,9 @@ class Landscape:
     @cached_property
     def same(self) -> Ids:
         """For every form the first one that is equal for all choices."""
-        bent = np.zeros((len(self.start), len(self.bends)))  # equal where the same is gone after every step: sums of random numbers
+        bent = np.zeros(
+            (len(self.start), len(self.bends))
+        )  # equal where the same is gone after every step: sums of random numbers
         for column, bend in enumerate(self.bends):
             bent[bend.forms, column] = np.random.default_rng(column).random(len(bend.gone)) @ bend.gone
         rows = np.concatenate([self.start[:, None], self.falls, bent], axis=1)
@@ -130,7 +132,7 @@ class Landscape:
         return even
 
     def of_forms(self, numbers: Sequence[int] | npt.NDArray[np.generic]) -> Numbers:
-        """Clauses 1 and 4; between whole numbers of mixed steps on a line. ``numbers`` (slots,) or (decisions, slots); the forms are in the last dimension."""
+        """Clauses 1 and 4; between whole numbers on a line. ``numbers`` has shape (slots,) or (decisions, slots), the result (..., forms)."""
         given = np.asarray(numbers, np.float64)
         result: Numbers = self.start - given @ self._even.T
         for bend in self.bends:

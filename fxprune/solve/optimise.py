@@ -14,7 +14,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product as combinations
 
 import numpy as np
@@ -25,6 +25,7 @@ from fxprune.graph.cost import Cost
 from fxprune.provenance.factor import Ids, Mask
 from fxprune.solve.bound import lower_bound
 from fxprune.solve.landscape import Landscape, Limit, Tabled, landscape
+from fxprune.solve.rounding import rounded_to_nothing
 from fxprune.solve.search import Choices, filled, linearised, repaired, swapped
 from fxprune.solve.slots import make_slots
 
@@ -53,6 +54,15 @@ class Problem:
         matrix = self.cost.forms.matrix()
         slots = make_slots(self.graph, self.values, self.least, self.round_to, matrix, dead, loose=loose)
         return Choices(landscape(slots, self.limits, matrix))
+
+    def rounded_to_nothing(self) -> tuple[str, ...]:
+        """A note on groups that ``round_to`` leaves whole (ratio.py)."""
+
+        def going(problem: Problem) -> Mask:
+            slots = problem.choices().land.slots
+            return slots.removed([len(slot) for slot in slots.slots])
+
+        return rounded_to_nothing(self.graph, self.round_to, going(self), lambda: going(replace(self, round_to=1)))
 
     def costs(self, removed: Mask) -> Numbers:
         """Every limit's cost, exactly."""

@@ -7,7 +7,7 @@
    with ``round_to`` channels that cost different amounts: the steps of such a *mixed* slot differ (landscape.py, clause 4).
 3. ``most`` is what floors leave: each group keeps its floor (at least one channel; with ``floor=0`` too, since an emptied group would keep a
    silent one that costs as much). Groups with several slots share a floor: a *cap*. In a cell, channels of groups that keep all stay.
-4. ``allowed``: with ``round_to``, the numbers of steps after which the width of the group is a multiple, and none.
+4. ``allowed``: with ``round_to``, the numbers of steps after which the widths of all its groups are multiples, and none.
 5. Wholes (heads, groups of convolutions) that go are given: their channels are dead and in no slot.
 """
 
@@ -28,7 +28,8 @@ from fxprune.graph.channels import ChannelGraph, ChannelGroup
 from fxprune.graph.cost import matches
 from fxprune.provenance.factor import Ids, Mask
 from fxprune.score.scores import TOTALS, Scored
-from fxprune.solve.ratio import channel_weights, ranked_steps, taken
+from fxprune.solve.ratio import channel_weights, ranked_steps
+from fxprune.solve.rounding import Widths, taken
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -157,16 +158,16 @@ def make_slots(
 ) -> Slots:
     """The choices that are left when ``dead`` is gone.
 
-    ``loose``: channels of cells that are mixed, or whose wholes may go, are chosen one by one, and nothing is rounded. No plan may do so; what is best
-    then bounds all plans.
+    ``loose``: channels of cells that are mixed, or whose wholes may go, are chosen one by one, and nothing is rounded. No plan may do so; what is
+    best then bounds all plans.
     """
-    round_to = 1 if loose else round_to
     closed = graph.closed
     alive = np.ones(closed.count, np.bool_) if dead is None else ~dead
     group_of = np.full(closed.count, -1, np.int64)
     for index, group in enumerate(graph.groups):
         group_of[group.channels] = index
-    marks = _marks(forms, group_of)
+    round_to = 1 if loose else round_to
+    marks, widths = _marks(forms, group_of), Widths(graph, group_of, round_to)
     full = [int(alive[group.channels].sum()) <= n for group, n in zip(graph.groups, least.tolist(), strict=True)]
     barred = np.where(np.array([*full, True])[group_of], np.inf, values)
     mixed = False
@@ -185,13 +186,12 @@ def make_slots(
             stepped[cell] = True
         steps = ranked_steps(cells, barred, alive)
         if steps:
-            size = sum(len(c) for c in cells.cells if alive[c].any()) // cells.steps
-            slots += _slot(steps, cells.steps, size, values, group_of, marks, round_to, chain)
+            slots.append(_slot(steps, values, marks, widths, chain))
     for group in graph.groups:
         own = group.channels[~stepped[group.channels] & alive[group.channels]]
         for piece in _alike(own, marks, together=round_to > 1):
             order = piece[np.lexsort((piece, values[piece]))]
-            slots += _slot(tuple(order[i : i + 1] for i in range(len(order))), len(order), 1, values, group_of, marks, round_to, -1)
+            slots.append(_slot(tuple(order[i : i + 1] for i in range(len(order))), values, marks, widths, -1))
     return _capped(graph, slots, alive, least, values, mixed or any(slot.mixed for slot in slots))
 
 
@@ -210,17 +210,11 @@ def _alike(own: Ids, marks: Ids, *, together: bool) -> list[Ids]:
     return [own[which == k] for k in np.argsort(first)]
 
 
-def _slot(
-    steps: tuple[Ids, ...], count: int, size: int, values: Numbers, group_of: Ids, marks: Ids, round_to: int, chain: int
-) -> list[Slot]:
-    """``count`` steps are there, of ``size`` channels per width; ``steps`` are those that may go."""
+def _slot(steps: tuple[Ids, ...], values: Numbers, marks: Ids, widths: Widths, chain: int) -> Slot:
     lost = np.array([values[step].sum() for step in steps])
-    groups = taken(steps, group_of)
     first = marks[steps[0]].sum()
     mixed = any(marks[step].sum() != first for step in steps)
-    numbers = np.arange(len(steps) + 1)
-    fits = (numbers == 0) | ((count - numbers) * size % round_to == 0) & (numbers < count if round_to > 1 else True)
-    return [Slot(steps, lost, groups, numbers[fits], chain, mixed)]
+    return Slot(steps, lost, taken(steps, widths.group_of), widths.after(steps, chain), chain, mixed)
 
 
 def _capped(graph: ChannelGraph, slots: list[Slot], alive: Mask, least: Ids, values: Numbers, mixed: bool) -> Slots:

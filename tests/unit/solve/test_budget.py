@@ -363,13 +363,28 @@ def test_a_clock_that_never_agrees_is_an_error() -> None:
         meet_latency(Budget(macs=0.5), lambda b: fxprune.plan(graph, budget=b), lambda plan: plan, lambda _: 1.0)
 
 
-@pytest.mark.parametrize("asked", [{"ratio": 0.3}, {"budget": Budget(macs=0.6)}])
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"ratio": 0.3},
+        {"budget": Budget(macs=0.6)},
+        *({"ratio": 0.3, "scope": scope} for scope in ("uniform", "isomorphic", "threshold")),
+        {"budget": Budget(macs=0.6), "scope": "uniform"},
+        {"ratio": 0.3, "layout": "selection"},
+    ],
+)
 def test_rounding_to_nothing_is_told(asked: dict[str, Any]) -> None:
     model, inputs = network()
     graph = fxprune.analyze(model, inputs)
     plan = fxprune.plan(graph, **asked, round_to=16)
-    assert "round_to=16 leaves 1 of 3 groups whole, which have no smaller multiple: stem.0.weight (16)" in plan.notes
+    told = "groups whole, which have no smaller multiple that floors and balances allow:"
+    assert f"round_to=16 leaves 1 of 3 {told} stem.0.weight (16)" in plan.notes
     assert not any("round_to" in note for note in fxprune.plan(graph, **asked, round_to=4).notes)
+    less = {**asked, **({"ratio": 0.1} if "ratio" in asked else {"budget": Budget(macs=0.9)})}
+    held = fxprune.plan(graph, **less, round_to=8, floor=0.7)  # 16 and 24 wide: 8 and 16 are below the floors
+    assert f"round_to=8 leaves 2 of 3 {told} stem.0.weight (16), one.0.weight (24)" in held.notes
+    whole = fxprune.plan(graph, **less, round_to=1, floor=0.7)
+    assert not any("groups whole" in note for note in whole.notes)
 
 
 def test_by_default_a_budget_keeps_shares_of_layers() -> None:

@@ -294,6 +294,27 @@ def test_other_scopes_are_legal_and_met(problem: Any, floor: float, scope: str) 
     check(problem, floor, 1, exact=False, scope=scope)
 
 
+@pytest.mark.parametrize("scope", ["uniform", "isomorphic", "threshold"])
+def test_what_a_scope_cannot_reach_is_its_own_least(scope: str) -> None:
+    """Only scope global takes whole groups of convolutions."""
+    budget = Budget(macs=0.15)
+    with pytest.raises(BudgetError, match="the scope binds: with scope='global'") as caught:
+        fxprune.plan(GRAPHS["grouped"], budget=budget, scope=scope, floor=0)
+    figures = caught.value.nearest.figures["macs"]
+    assert figures["achieved"] == caught.value.expected > caught.value.got == figures["asked"]  # type: ignore[operator]
+    assert fxprune.plan(GRAPHS["grouped"], budget=budget, floor=0).figures["macs"]["achieved"] <= figures["asked"]
+
+
+def test_the_least_possible_is_the_plan_where_the_search_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(solver, "_enumerated", lambda _: None)
+    monkeypatch.setattr(solver, "searched", lambda *_: None)
+    plan = fxprune.plan(GRAPHS["chain"], budget=Budget(macs=0.5))
+    assert plan.figures["macs"]["achieved"] <= plan.figures["macs"]["asked"]
+    assert plan.figures["kept score"]["gap"] > 0.1
+    with pytest.raises(BudgetError, match="cannot be met"):
+        fxprune.plan(GRAPHS["chain"], budget=Budget(macs=0.01))
+
+
 def test_the_oracle_sees_a_worse_plan(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = ("chain", {"a": [1.0, 2.0, 3.0, 4.0], "b": [1.0, 2.0, 3.0]}, {"macs": 0.5})
     monkeypatch.setattr(solver, "_enumerated", lambda _: None)

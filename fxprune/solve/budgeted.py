@@ -24,7 +24,7 @@ from fxprune.solve.landscape import Limit
 from fxprune.solve.limits import limits
 from fxprune.solve.optimise import Problem, bound_on, dead_wholes, free_wholes, optimise
 from fxprune.solve.ratio import Solution, channel_weights, check_options, check_ratio, nothing
-from fxprune.solve.scopes import Shares
+from fxprune.solve.scopes import Shares, plain
 from fxprune.solve.slots import leasts, score_values
 
 CLOSE = 0.99
@@ -51,6 +51,8 @@ def solve_budget(
     problem = Problem(
         graph, cost, limits(graph, cost, budget), score_values(graph, scored), leasts(graph, floor, budget.floors), round_to
     )
+    if scope == "threshold":
+        problem = replace(problem, ranks=plain(graph, scored))
     whole = np.zeros(graph.closed.count, np.bool_)
     if problem.met(whole):
         return _solution(problem, whole, problem.total, ("the model meets the budget as it is: nothing goes",))
@@ -63,7 +65,7 @@ def solve_budget(
     if not problem.holds(removed):
         raise _unreachable(problem, budget, floor, partial(_least, scope=scope, scored=scored))
     notes = () if scope == "global" else (f"scope {scope}: the gap is to what any plan could keep",)
-    return _solution(problem, removed, bound_on(problem, choices, problem.kept(removed)), notes)
+    return _solution(problem, removed, bound_on(problem, problem.kept(removed)), notes)
 
 
 def check_asked(ratio: object, budget: object) -> None:

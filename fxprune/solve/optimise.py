@@ -39,7 +39,7 @@ VARIABLES = 900  # boxes times variables that a bound may take
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """One graph, its scores, floors and limits."""
+    """One graph, its scores, floors and limits; ``ranks`` as for ``make_slots``."""
 
     graph: ChannelGraph
     cost: Cost
@@ -48,11 +48,12 @@ class Problem:
     least: Ids
     round_to: int
     enumerated: int = ENUMERATED
+    ranks: Numbers | None = None
 
     def choices(self, dead: Mask | None = None, *, loose: bool = False) -> Choices:
         """The slots that are left when these wholes are gone."""
         matrix = self.cost.forms.matrix()
-        slots = make_slots(self.graph, self.values, self.least, self.round_to, matrix, dead, loose=loose)
+        slots = make_slots(self.graph, self.values, self.least, self.round_to, matrix, dead, ranks=self.ranks, loose=loose)
         return Choices(landscape(slots, self.limits, matrix))
 
     def rounded_to_nothing(self) -> tuple[str, ...]:
@@ -117,11 +118,13 @@ def optimise(problem: Problem) -> Decision | None:
     best = _with_wholes(problem, best)
     if best is None:
         return None
-    return Decision(best, problem.kept(best), bound_on(problem, whole, problem.kept(best)))
+    return Decision(best, problem.kept(best), bound_on(problem, problem.kept(best)))
 
 
-def bound_on(problem: Problem, whole: Choices, kept: float) -> float:
+def bound_on(problem: Problem, kept: float) -> float:
     """Clause 4."""
+    problem = replace(problem, ranks=None)
+    whole = problem.choices()
     families = bool(problem.graph.closed.families) and problem.round_to == 1
     choices = problem.choices(loose=True) if families or whole.land.slots.mixed else whole
     slots = choices.land.slots
@@ -201,8 +204,8 @@ def _enumerated(problem: Problem) -> tuple[Decision | None] | None:
             best = found
     if best is None:
         return (None,)
-    whole = problem.choices()
-    return (Decision(best[1], best[0], bound_on(problem, whole, best[0]) if whole.land.slots.mixed else best[0]),)
+    mixed = problem.choices().land.slots.mixed
+    return (Decision(best[1], best[0], bound_on(problem, best[0]) if mixed else best[0]),)
 
 
 def _best_of_all(problem: Problem, choices: Choices) -> tuple[float, Mask] | None:

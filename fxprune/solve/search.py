@@ -112,15 +112,19 @@ class Choices:
         places = np.minimum(np.ceil(share * self.last), self.last).astype(np.int64)
         return self.back(places)
 
-    def back(self, places: Ids) -> Ids:
-        """Give back what shared floors forbid, from the slot that has taken the largest share."""
+    def back(self, places: Ids, dear: Ids | None = None) -> Ids:
+        """Give back what shared floors forbid, from the slot that has taken the largest share, or whose last step is the dearest.
+
+        ``dear``: per slot and place, how dear that step is.
+        """
         places = places.copy()
         while self.land.slots.caps:
             over = self.over(self.at(places))
             if not over.any():
                 break
             inside = self._holders[over].any(axis=0) & (places > 0)
-            places[int(np.where(inside, places / np.maximum(self.last, 1), -1.0).argmax())] -= 1
+            most = places / np.maximum(self.last, 1) if dear is None else dear[self.rows, places]
+            places[int(np.where(inside, most, -1.0).argmax())] -= 1
         return places
 
     def rounded(self, numbers: Numbers) -> Ids:

@@ -154,9 +154,12 @@ def make_slots(
     forms: csr_matrix,
     dead: Mask | None = None,
     *,
+    ranks: Numbers | None = None,
     loose: bool = False,
 ) -> Slots:
     """The choices that are left when ``dead`` is gone.
+
+    ``ranks``: what the channels of a slot are ordered by, where that is not ``values``. Losses are then not convex.
 
     ``loose``: channels of cells that are mixed, or whose wholes may go, are chosen one by one, and nothing is rounded. No plan may do so; what is
     best then bounds all plans.
@@ -169,7 +172,8 @@ def make_slots(
     round_to = 1 if loose else round_to
     marks, widths = _marks(forms, group_of), Widths(graph, group_of, round_to)
     full = [int(alive[group.channels].sum()) <= n for group, n in zip(graph.groups, least.tolist(), strict=True)]
-    barred = np.where(np.array([*full, True])[group_of], np.inf, values)
+    ranks = values if ranks is None else ranks
+    barred = np.where(np.array([*full, True])[group_of], np.inf, ranks)
     mixed = False
     slots: list[Slot] = []
     stepped = np.zeros(closed.count, np.bool_)
@@ -190,7 +194,7 @@ def make_slots(
     for group in graph.groups:
         own = group.channels[~stepped[group.channels] & alive[group.channels]]
         for piece in _alike(own, marks, together=round_to > 1):
-            order = piece[np.lexsort((piece, values[piece]))]
+            order = piece[np.lexsort((piece, ranks[piece]))]
             slots.append(_slot(tuple(order[i : i + 1] for i in range(len(order))), values, marks, widths, -1))
     return _capped(graph, slots, alive, least, values, mixed or any(slot.mixed for slot in slots))
 

@@ -14,12 +14,17 @@ from torch import Tensor, nn
 import fxprune
 from fxprune import Budget, BudgetError, zoo
 from fxprune.graph.cost import Cost
+from fxprune.score.scores import Scored
 from fxprune.solve import optimise as solver
 from fxprune.solve.budget import amount
 from fxprune.solve.cost_table import CostEntry, MeasuredCosts
+from fxprune.solve.landscape import Landscape
 from fxprune.solve.limits import limits
 from fxprune.solve.measured import meet_latency
 from fxprune.solve.plans import removed_channels
+from fxprune.solve.scopes import Shares
+from fxprune.solve.search import Choices
+from fxprune.solve.slots import Slot, Slots
 from tests.property.program import randomise
 from tests.property.test_cost import counted
 from tests.unit.api.nets import seeded
@@ -234,8 +239,75 @@ def test_a_threshold_takes_the_lowest_scores_whatever_they_cost_or_stand_for() -
     assert 0 < values[went].max() <= values[~went].min()
     achieved = plan.figures["macs"]
     assert 0.97 * achieved["asked"] < achieved["achieved"] <= achieved["asked"]
-    ratio = fxprune.plan(graph, plan.achieved, scope="threshold", floor=0.05)
-    assert ratio.kept == fxprune.plan(graph, plan.achieved, floor=0.05).kept
+    assert fxprune.plan(graph, plan.achieved, scope="threshold", floor=0.05).kept == plan.kept
+
+
+@pytest.mark.parametrize("options", [{"floor": 0.6}, {"round_to": 4}, {"floor": 0.25, "round_to": 6}])
+@pytest.mark.parametrize("score", ["l1", "below zero"])
+def test_a_threshold_is_the_rule_of_ratios(options: dict[str, Any], score: str) -> None:
+    """Floors in the way, widths rounded, no scale factors, negative scores: what goes for a budget is what goes for the ratio that it comes to."""
+    torch.manual_seed(1)
+    layers = [
+        nn.Conv2d(3, 12, 3),
+        nn.ReLU(),
+        nn.Conv2d(12, 24, 3),
+        nn.ReLU(),
+        nn.Conv2d(24, 18, 1),
+        nn.ReLU(),
+        nn.Conv2d(18, 2, 1),
+    ]
+    graph = fxprune.analyze(nn.Sequential(*layers), torch.randn(1, 3, 9, 9))
+    given = {group.name: torch.randn(len(group), dtype=torch.float64) - 1 for group in graph.groups}
+    how: Any = score if score == "l1" else lambda group: given[group.name]
+    plan = fxprune.plan(graph, budget=Budget(macs=0.6), scope="threshold", score=how, **options)
+    assert not plan.empty
+    assert plan.kept == fxprune.plan(graph, plan.achieved, score=how, **options).kept
+    assert plan.figures["kept score"]["achieved"] <= plan.figures["kept score"]["bound"]
+
+
+class Streams(nn.Module):
+    """Groups of a convolution read two layers at once. The channels of one pass two norms, those of the other one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.n, self.b, self.m = nn.Conv2d(3, 6, 1), nn.BatchNorm2d(6), nn.Conv2d(6, 6, 1), nn.BatchNorm2d(6)
+        self.c, self.k = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+        self.d, self.e = nn.Conv2d(10, 6, 3, groups=2), nn.Conv2d(6, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.n(self.a(x)).relu()
+        y = y + self.m(self.b(y))
+        return self.e(self.d(torch.cat([y, self.k(self.c(x))], 1)).relu())  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_threshold_takes_the_lowest_of_each_cell(seed: int) -> None:
+    graph = fxprune.analyze(Streams().eval(), torch.randn(1, 3, 6, 6))
+    torch.manual_seed(seed)
+    given = {group.name: torch.rand(len(group), dtype=torch.float64) + 1 for group in graph.groups}
+    plan = fxprune.plan(graph, budget=Budget(macs=0.7), scope="threshold", score=lambda group: given[group.name])
+    scores = torch.cat([given["a.weight"], given["c.weight"]])
+    live = {*plan.kept["a.weight"][0], *(6 + row for row in plan.kept["c.weight"][0])}
+    for block in (range(5), range(5, 10)):
+        gone = [float(scores[i]) for i in block if i not in live]
+        assert max(gone, default=0.0) < min(float(scores[i]) for i in block if i in live)
+    assert len(live) < 10
+
+
+def test_a_threshold_keeps_the_highest_where_slots_share_a_floor() -> None:
+    """Of 3 + 5 channels of one group 4 may go: the lowest, and not as large a share of either slot as of the other."""
+    model, inputs = network()
+    graph = fxprune.analyze(model, inputs)
+    two = next(group for group in graph.groups if group.name.startswith("two"))
+    runs = two.channels[:3], two.channels[3:8]
+    worth = np.zeros(graph.closed.count)
+    worth[two.channels] = np.arange(len(two))
+    slots = tuple(Slot(tuple(run[:, None]), worth[run], {2: np.arange(len(run) + 1)}, np.arange(len(run) + 1)) for run in runs)
+    alive = np.ones(graph.closed.count, np.bool_)
+    choices = Choices(Landscape(Slots(slots, alive, ((2, 4),), worth.sum(), worth), (), np.zeros(1), np.zeros((1, 2))))
+    scored = Scored("given", tuple(torch.from_numpy(worth[group.channels]) for group in graph.groups))
+    assert Shares(graph, choices, "threshold", scored).at(1.0).tolist() == [3, 1]
+    assert Shares(graph, choices, "isomorphic", scored).at(1.0).tolist() == [1, 3]
 
 
 def table(factor: float = 1.0) -> MeasuredCosts:

@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -27,10 +27,11 @@ Numbers = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Tabled:
-    """A measured cost: a constant and entries over forms (the live widths of axes)."""
+    """A measured cost: a constant and entries over forms (the live widths of axes), times ``factor`` at whole widths (cost_table.py, clause 4)."""
 
     constant: float
     entries: tuple[tuple[CostEntry, tuple[int, ...]], ...]
+    factor: Callable[[CostEntry, Sequence[float]], float] | None = None
     _known: dict[tuple[object, ...], float] = field(default_factory=dict)
 
     def of_forms(self, values: Numbers) -> float:
@@ -40,7 +41,10 @@ class Tabled:
             key = (index, *widths)
             cost = self._known.get(key)
             if cost is None:
-                cost = self._known[key] = entry.at(widths)
+                cost = entry.at(widths)
+                if self.factor is not None and all(width.is_integer() for width in widths):
+                    cost *= self.factor(entry, widths)
+                self._known[key] = cost
             total += cost
         return total
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import fxprune
 from fxprune import Budget, BudgetError, zoo
 from fxprune.graph.cost import Cost
+from fxprune.latency.table import LatencyTable
 from fxprune.score.scores import Scored
 from fxprune.solve import optimise as solver
 from fxprune.solve.budget import amount
@@ -107,7 +108,10 @@ def test_amounts(kind: str, given: Any, value: float, share: bool) -> None:
         ({"latency": 120}, "without a unit"),
         ({"latency": "12"}, "Units of latency: s, ms"),
         ({"bounds": {"layer1": {"width": 3}}}, r"bounds\['layer1'\] must be a dict"),
-        ({"macs": 0.5, "bounds": {"*": {"macs": 0.9}}}, r"bounds\['\*'\] and macs= both bound the macs of the whole model: give one"),
+        (
+            {"macs": 0.5, "bounds": {"*": {"macs": 0.9}}},
+            r"bounds\['\*'\] and macs= both bound the macs of the whole model: give one",
+        ),
         ({"macs": 0.5, "floors": {"layer1": 2}}, r"floors\['layer1'\]"),
         ({"macs": 0.5, "table": 3}, "table must have"),
     ],
@@ -337,6 +341,23 @@ def test_latency_by_a_table() -> None:
     both = fxprune.plan(graph, budget=Budget(latency="9ms", macs=0.5, table=table(1e-3)))
     assert both.figures["latency"]["achieved"] <= 9e-3
     assert both.figures["macs"]["achieved"] <= both.figures["macs"]["asked"]
+
+
+@pytest.mark.parametrize("round_to", [1, 2, 8])
+def test_figures_are_the_seconds_of_the_table(round_to: int) -> None:
+    """What odd widths cost more is in both."""
+    model, inputs = network()
+    graph = fxprune.analyze(model, inputs)
+    given = table(1e-3)
+    odd = {entry.name: tuple({4: 1.1, 2: 1.3, 1: 1.6} for _ in entry.axes) for entry in given.entries}
+    costs = LatencyTable(given.constant, given.entries, 0.01, 1.0, 8, odd, "given", {})
+    for budget in (Budget(latency=0.7, table=costs), Budget(latency=0.8, macs=0.6, table=costs)):
+        plan = fxprune.plan(graph, budget=budget, round_to=round_to)
+        figures = plan.figures["latency"]
+        assert figures["achieved"] == pytest.approx(costs.seconds(plan), rel=1e-12)
+        assert figures["achieved"] <= figures["asked"] * (1 + 1e-12)
+        assert figures["original"] == pytest.approx(costs.seconds(), rel=1e-12)
+        assert plan.figures["kept score"]["achieved"] <= plan.figures["kept score"]["bound"]
 
 
 def test_latency_without_a_table_or_with_that_of_another_model() -> None:

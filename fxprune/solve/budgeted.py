@@ -3,7 +3,8 @@
 1. The limits hold exactly, to the last unit. As much score is kept as the scope allows (optimise.py, scopes.py).
 2. What cannot be reached is an error that says which limit, what the least possible in this scope is, what binds, and carries the nearest plan's
    solution. Where the search for a plan fails and the least possible meets the limits, that is the plan.
-3. The figures of a solution are those of ``Plan.figures``; its notes say them in words.
+3. The figures of a solution are those of ``Plan.figures``; its notes say them in words, and what binds where a part of the budget is unused
+   (slack.py).
 """
 
 from __future__ import annotations
@@ -25,10 +26,8 @@ from fxprune.solve.limits import limits
 from fxprune.solve.optimise import Problem, bound_on, dead_wholes, free_wholes, optimise
 from fxprune.solve.ratio import Solution, channel_weights, check_options, check_ratio, nothing
 from fxprune.solve.scopes import Shares, plain
+from fxprune.solve.slack import unused
 from fxprune.solve.slots import leasts, score_values
-
-CLOSE = 0.99
-UNITS = {"params": "parameters", "macs": "MACs", "activation_bytes": "bytes of activations", "latency": "ms"}
 
 
 def solve_budget(
@@ -58,13 +57,14 @@ def solve_budget(
         return _solution(problem, whole, problem.total, ("the model meets the budget as it is: nothing goes",))
     found = optimise(problem) if scope == "global" else None
     if found is not None:
-        return _solution(problem, found.removed, found.bound, ())
+        return _solution(problem, found.removed, found.bound, unused(problem, found.removed, scope))
     choices = problem.choices()
     places = Shares(graph, choices, scope, scored).within() if scope != "global" and choices.land.slots.slots else None
     removed = _least(problem, scope, scored) if places is None else choices.land.slots.removed(choices.at(places))
     if not problem.holds(removed):
         raise _unreachable(problem, budget, floor, partial(_least, scope=scope, scored=scored))
     notes = () if scope == "global" else (f"scope {scope}: the gap is to what any plan could keep",)
+    notes = (*notes, *unused(problem, removed, scope))
     return _solution(problem, removed, bound_on(problem, problem.kept(removed)), notes)
 
 

@@ -140,6 +140,44 @@ def test_a_budget_is_met_and_used(amounts: dict[str, Any]) -> None:
     assert any("no plan for this budget keeps more" in note for note in fxprune.plan_of(slim).notes)
 
 
+class Wide(nn.Module):
+    """Two layers of 64 channels: a step of 32 is half of the costs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 64, 1), nn.Conv2d(64, 64, 3), nn.Conv2d(64, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(self.b(self.a(x).relu()).relu())  # type: ignore[no-any-return]
+
+
+def test_what_is_left_of_a_budget_is_told_with_what_binds() -> None:
+    torch.manual_seed(0)
+    graph = fxprune.analyze(Wide(), torch.randn(1, 3, 8, 8))
+
+    def told(**options: Any) -> str:
+        plan = fxprune.plan(graph, budget=Budget(macs=0.45), **options)
+        figures = plan.figures["macs"]
+        notes = [note for note in plan.notes if "not all of the budget" in note]
+        assert bool(notes) == (figures["achieved"] < 0.99 * figures["asked"])
+        assert all(f"{figures['achieved'] / figures['asked']:.1%} of macs is used" in note for note in notes)
+        return "".join(notes)
+
+    assert not told()
+    assert "round_to=32 binds; the next step back, 32 of " in told(round_to=32)
+    assert "would cost more than is left" in told(round_to=32)
+    assert "round_to=8 binds; the next step back, 8 of " in told(scope="uniform", round_to=8)
+    small = fxprune.analyze(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3)), torch.randn(1, 3, 8, 8))
+    plan = fxprune.plan(small, budget=Budget(macs=0.7))
+    (note,) = [note for note in plan.notes if "not all of the budget" in note]
+    assert note.endswith(": the next step back, 1 of 0.weight, would cost more than is left")
+    model, inputs = network()
+    plan = fxprune.plan(fxprune.analyze(model, inputs), budget=Budget(macs=0.2, params=0.5), scope="threshold", round_to=4)
+    (note,) = [note for note in plan.notes if "not all of the budget" in note]
+    assert ", of others less: the scope binds; the next step back, 4 of " in note
+    assert note.endswith(", would fit")
+
+
 def test_bounds_on_counts_are_whole_numbers() -> None:
     model, inputs = network()
     graph = fxprune.analyze(model, inputs)
@@ -476,7 +514,7 @@ def test_rounding_to_nothing_is_told(asked: dict[str, Any]) -> None:
     plan = fxprune.plan(graph, **asked, round_to=16)
     told = "groups whole, which have no smaller multiple that floors and balances allow:"
     assert f"round_to=16 leaves 1 of 3 {told} stem.0.weight (16)" in plan.notes
-    assert not any("round_to" in note for note in fxprune.plan(graph, **asked, round_to=4).notes)
+    assert not any("groups whole" in note for note in fxprune.plan(graph, **asked, round_to=4).notes)
     less = {**asked, **({"ratio": 0.1} if "ratio" in asked else {"budget": Budget(macs=0.9)})}
     held = fxprune.plan(graph, **less, round_to=8, floor=0.7)  # 16 and 24 wide: 8 and 16 are below the floors
     assert f"round_to=8 leaves 2 of 3 {told} stem.0.weight (16), one.0.weight (24)" in held.notes

@@ -57,15 +57,20 @@ def solve_budget(
         return _solution(problem, whole, problem.total, ("the model meets the budget as it is: nothing goes",))
     found = optimise(problem) if scope == "global" else None
     if found is not None:
-        return _solution(problem, found.removed, found.bound, unused(problem, found.removed, scope))
+        return _solution(problem, found.removed, found.bound, _bound_by(problem, found.removed, scope))
     choices = problem.choices()
     places = Shares(graph, choices, scope, scored).within() if scope != "global" and choices.land.slots.slots else None
     removed = _least(problem, scope, scored) if places is None else choices.land.slots.removed(choices.at(places))
     if not problem.holds(removed):
         raise _unreachable(problem, budget, floor, partial(_least, scope=scope, scored=scored))
     notes = () if scope == "global" else (f"scope {scope}: the gap is to what any plan could keep",)
-    notes = (*notes, *unused(problem, removed, scope))
+    notes = (*notes, *_bound_by(problem, removed, scope))
     return _solution(problem, removed, bound_on(problem, problem.kept(removed)), notes)
+
+
+def _bound_by(problem: Problem, removed: Mask, scope: str) -> tuple[str, ...]:
+    """What keeps a plan from using its budget, in words (clause 3)."""
+    return (*problem.rounded_to_nothing(wholes=scope == "global"), *unused(problem, removed, scope))
 
 
 def check_asked(ratio: object, budget: object) -> None:
@@ -118,7 +123,7 @@ def solve_share(graph: ChannelGraph, scored: Scored, ratio: float, floor: float,
             expected=most,
             got=ratio,
         )
-    return Solution(removed, ratio, gone, (f"scope {scope}", *problem.rounded_to_nothing()))
+    return Solution(removed, ratio, gone, (f"scope {scope}", *problem.rounded_to_nothing(wholes=False)))
 
 
 def _solution(problem: Problem, removed: Mask, bound: float, notes: tuple[str, ...]) -> Solution:
@@ -135,11 +140,7 @@ def _solution(problem: Problem, removed: Mask, bound: float, notes: tuple[str, .
     }
     gap = (bound - kept) / bound if bound > 0 else 0.0
     figures["kept score"] = {"original": whole, "achieved": kept, "bound": bound, "gap": gap}
-    told = [
-        *notes,
-        *problem.rounded_to_nothing(),
-        *(_told(limit, float(now)) for limit, now in zip(problem.limits, costs, strict=True)),
-    ]
+    told = [*notes, *(_told(limit, float(now)) for limit, now in zip(problem.limits, costs, strict=True))]
     told.append(
         f"kept {kept / whole if whole else 1:.1%} of the score; no plan for this budget keeps more than {bound / whole if whole else 1:.1%}"
     )

@@ -56,12 +56,16 @@ class Problem:
         slots = make_slots(self.graph, self.values, self.least, self.round_to, matrix, dead, ranks=self.ranks, loose=loose)
         return Choices(landscape(slots, self.limits, matrix))
 
-    def rounded_to_nothing(self) -> tuple[str, ...]:
-        """A note on groups that ``round_to`` leaves whole (ratio.py)."""
+    def rounded_to_nothing(self, *, wholes: bool) -> tuple[str, ...]:
+        """A note on groups that ``round_to`` leaves whole (rounding.py). ``wholes``: wholes may go without rounding."""
 
         def going(problem: Problem) -> Mask:
             slots = problem.choices().land.slots
-            return slots.removed([len(slot) for slot in slots.slots])
+            found = slots.removed([len(slot) for slot in slots.slots])
+            for f, family in enumerate(self.graph.closed.families if wholes and problem.round_to == 1 else ()):
+                for w in free_wholes(problem, f):
+                    found[family.wholes[w]] = True
+            return found
 
         return rounded_to_nothing(self.graph, self.round_to, going(self), lambda: going(replace(self, round_to=1)))
 

@@ -44,8 +44,8 @@ def unused(problem: Problem, removed: Mask, scope: str) -> tuple[str, ...]:
 
 
 def _used(problem: Problem, removed: Mask) -> Numbers:
-    bounds = np.array([limit.bound for limit in problem.limits])
-    return problem.costs(removed) / bounds
+    shares: Numbers = problem.costs(removed) / np.array([limit.bound for limit in problem.limits])
+    return shares
 
 
 def _cheapest(problem: Problem, removed: Mask) -> tuple[Ids, float]:

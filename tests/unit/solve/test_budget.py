@@ -534,3 +534,28 @@ def test_by_default_a_budget_keeps_shares_of_layers() -> None:
         for score in ("auto", "gamma")
     }
     assert least["auto"] >= least["gamma"]
+
+
+class Biased(nn.Module):
+    """Attention with a bias per head, which goes with its head or not at all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.i, self.qkv, self.o = nn.Linear(6, 12), nn.Linear(12, 96), nn.Linear(32, 2)
+        self.bias = nn.Parameter(torch.randn(4, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        q, k, v = self.qkv(self.i(x).relu()).reshape(b, n, 3, 4, 8).permute(2, 0, 3, 1, 4)
+        weights = (q @ k.transpose(-2, -1) + self.bias).softmax(-1)
+        return self.o((weights @ v).transpose(1, 2).reshape(b, n, 32))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("asked", [{"ratio": 0.3}, {"budget": Budget(params=0.7)}])
+def test_heads_that_rounding_keeps_are_told_where_heads_could_go(asked: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    graph = fxprune.analyze(Biased().eval(), torch.randn(2, 5, 6))
+    notes = {scope: "".join(fxprune.plan(graph, **asked, round_to=4, scope=scope).notes) for scope in ("global", "uniform")}
+    assert "round_to=4 leaves 1 of 4 groups whole" in notes["global"]
+    assert "bias (4)" in notes["global"]
+    assert "groups whole" not in notes["uniform"]

@@ -10,7 +10,7 @@
 5. Nodes add up to less than the whole: calls cost something too. Over all samples the time of a plain call is fitted by a constant, which goes into
    the table's, and ``calibration`` times the sum of its nodes', by which all entries are multiplied. Neither is negative.
 6. Between grid points times are linear along each axis (solve/cost_table.py): ``constant`` and ``entries`` are what the solver takes, for widths
-   that are multiples of ``alignment``. ``seconds`` multiplies by the factors of clause 4 as well.
+   that are multiples of ``alignment``. ``seconds`` multiplies by the factors of clause 4 as well, and so do the solver's figures (``factor``).
 7. A sample that took over 8 % longer than its own table says was disturbed: it is measured once more at the end, and so is the full network,
    on which shares rest. Of two times of a node the lesser counts. That is done once: a table on disk stays what it is.
 """
@@ -95,8 +95,12 @@ class LatencyTable:
         found = {}
         for entry in self.entries:
             widths = [_alive(plan, entry, i) for i in range(len(entry.axes))]
-            found[entry.name] = entry.at(widths) * factor(entry, self.penalties[entry.name], widths)
+            found[entry.name] = entry.at(widths) * self.factor(entry, widths)
         return found
+
+    def factor(self, entry: CostEntry, widths: Sequence[float]) -> float:
+        """What a layer of these widths takes longer than its grid says (clause 4)."""
+        return factor(entry, self.penalties[entry.name], widths)
 
     def __rich__(self) -> Group:
         title = f"{1e3 * self.seconds():.3f} ms ({self.form}) on {self.machine['device']}, {self.machine['threads']} threads"
@@ -246,7 +250,7 @@ class Bench:
         found = []
         for number in sorted(kept)[1:]:
             widths = {entry.name: _widths(entry, kept[number]) for entry in table.entries}
-            entries = (e.at(widths[e.name]) * factor(e, table.penalties[e.name], widths[e.name]) for e in table.entries)
+            entries = (e.at(widths[e.name]) * table.factor(e, widths[e.name]) for e in table.entries)
             if kept[number]["looks"] == 1 and kept[number]["total"] > DISTURBED * (table.constant + sum(entries)):
                 found.append(number)
         return [*found, 0]

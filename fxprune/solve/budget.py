@@ -1,7 +1,7 @@
 """What may remain: budgets as people write them.
 
-1. An amount is a share of the original (a float in (0, 1], or a text like "50%" or "0.5") or absolute (a whole number, or a text like "2M", "1.8G",
-   "2_000_000"). Bytes take "10MB" and "10MiB", latencies "12ms", "800us", "0.5s". Numbers of numpy are as good as Python's.
+1. An amount is a share of the original (a float in (0, 1], or a text like "50%", "0.5", "5e-1") or absolute (a whole number, or a text like "2M",
+   "1.8G", "2_000_000"). Bytes take "10MB" and "10MiB", latencies "12ms", "800us", "0.5s". Numbers of numpy are as good as Python's.
 2. All amounts are upper bounds on what REMAINS; any number of them hold together.
 3. ``bounds`` holds bounds for parts: a glob matches modules (with all inside), parameters, or nodes. Shares are of that part's own cost.
 4. ``floors`` gives groups whose producers a glob matches a floor of their own: the share of their channels that stays.
@@ -97,6 +97,13 @@ class Budget:
                 raise BudgetError(
                     f"bounds[{glob!r}] must be a dict with some of {PER_PART}, got {own!r}.", expected=PER_PART, got=own
                 )
+            twice = next((kind for kind in own if (kind, glob) in found), None)
+            if twice is not None:
+                raise BudgetError(
+                    f"bounds[{glob!r}] and {twice}= both bound the {twice} of the whole model: give one of them, the lower.",
+                    expected=getattr(self, twice),
+                    got=own[twice],
+                )
             found.update({(kind, glob): amount(kind, value) for kind, value in own.items()})
         if not found:
             raise BudgetError("this budget bounds nothing: give params=, macs=, activation_bytes=, latency= or bounds=.")
@@ -136,7 +143,7 @@ def _read(kind: str, text: str, say: str) -> Amount:
     found = re.fullmatch(r"\s*((?:[0-9]+(?:_[0-9]+)*)?\.?[0-9]+(?:_[0-9]+)*(?:[eE][+-]?[0-9]+)?)[\s_]*([a-zA-Zµ%]*)\s*", text)
     unit = found[2].lower() if found else ""
     value = float(found[1]) if found else 0.0
-    if found and not unit and "." in found[1] and 0 < value <= 1:
+    if found and not unit and not found[1].isdigit() and 0 < value <= 1:
         return Amount(value, True)
     units: Mapping[str, float] = TIMES if kind == "latency" else BYTES if kind == "activation_bytes" else COUNTS
     if found and unit == "%" and 0 < value <= 100:

@@ -1,14 +1,17 @@
 """A plan's channels for a budget: what the entry points call.
 
 1. The limits hold exactly, to the last unit. As much score is kept as the scope allows (optimise.py, scopes.py).
-2. What cannot be reached is an error that says which limit, what the least possible is, what binds, and carries the nearest plan's solution.
-3. The figures of a solution are those of ``Plan.figures``; its notes say them in words.
+2. What cannot be reached is an error that says which limit, what the least possible in this scope is, what binds, and carries the nearest plan's
+   solution. Where the search for a plan fails and the least possible meets the limits, that is the plan.
+3. The figures of a solution are those of ``Plan.figures``; its notes say them in words, and what binds where a part of the budget is unused
+   (slack.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -21,12 +24,10 @@ from fxprune.solve.budget import Budget
 from fxprune.solve.landscape import Limit
 from fxprune.solve.limits import limits
 from fxprune.solve.optimise import Problem, bound_on, dead_wholes, free_wholes, optimise
-from fxprune.solve.ratio import Solution, channel_weights, check_options, check_ratio, nothing, rounded_to_nothing
-from fxprune.solve.scopes import Shares
+from fxprune.solve.ratio import Solution, channel_weights, check_options, check_ratio, nothing
+from fxprune.solve.scopes import Shares, plain
+from fxprune.solve.slack import unused
 from fxprune.solve.slots import leasts, score_values
-
-CLOSE = 0.99
-UNITS = {"params": "parameters", "macs": "MACs", "activation_bytes": "bytes of activations", "latency": "ms"}
 
 
 def solve_budget(
@@ -49,25 +50,27 @@ def solve_budget(
     problem = Problem(
         graph, cost, limits(graph, cost, budget), score_values(graph, scored), leasts(graph, floor, budget.floors), round_to
     )
+    if scope == "threshold":
+        problem = replace(problem, ranks=plain(graph, scored))
     whole = np.zeros(graph.closed.count, np.bool_)
     if problem.met(whole):
         return _solution(problem, whole, problem.total, ("the model meets the budget as it is: nothing goes",))
-    if scope == "global":
-        found = optimise(problem)
-        if found is None:
-            raise _unreachable(problem, budget, floor)
-        return _solution(problem, found.removed, found.bound, ())
+    found = optimise(problem) if scope == "global" else None
+    if found is not None:
+        return _solution(problem, found.removed, found.bound, _bound_by(problem, found.removed, scope))
     choices = problem.choices()
-    places = Shares(graph, choices, scope, scored).within() if choices.land.slots.slots else None
-    if places is None:
-        raise _unreachable(problem, budget, floor)
-    removed = choices.land.slots.removed(choices.at(places))
-    return _solution(
-        problem,
-        removed,
-        bound_on(problem, choices, problem.kept(removed)),
-        (f"scope {scope}: the gap is to what any plan could keep",),
-    )
+    places = Shares(graph, choices, scope, scored).within() if scope != "global" and choices.land.slots.slots else None
+    removed = _least(problem, scope, scored) if places is None else choices.land.slots.removed(choices.at(places))
+    if not problem.holds(removed):
+        raise _unreachable(problem, budget, floor, partial(_least, scope=scope, scored=scored))
+    notes = () if scope == "global" else (f"scope {scope}: the gap is to what any plan could keep",)
+    notes = (*notes, *_bound_by(problem, removed, scope))
+    return _solution(problem, removed, bound_on(problem, problem.kept(removed)), notes)
+
+
+def _bound_by(problem: Problem, removed: Mask, scope: str) -> tuple[str, ...]:
+    """What keeps a plan from using its budget, in words (clause 3)."""
+    return (*problem.rounded_to_nothing(wholes=scope == "global"), *unused(problem, removed, scope))
 
 
 def check_asked(ratio: object, budget: object) -> None:
@@ -120,7 +123,7 @@ def solve_share(graph: ChannelGraph, scored: Scored, ratio: float, floor: float,
             expected=most,
             got=ratio,
         )
-    return Solution(removed, ratio, gone, (f"scope {scope}",))
+    return Solution(removed, ratio, gone, (f"scope {scope}", *problem.rounded_to_nothing(wholes=False)))
 
 
 def _solution(problem: Problem, removed: Mask, bound: float, notes: tuple[str, ...]) -> Solution:
@@ -137,11 +140,7 @@ def _solution(problem: Problem, removed: Mask, bound: float, notes: tuple[str, .
     }
     gap = (bound - kept) / bound if bound > 0 else 0.0
     figures["kept score"] = {"original": whole, "achieved": kept, "bound": bound, "gap": gap}
-    told = [
-        *notes,
-        *rounded_to_nothing(graph, problem.round_to),
-        *(_told(limit, float(now)) for limit, now in zip(problem.limits, costs, strict=True)),
-    ]
+    told = [*notes, *(_told(limit, float(now)) for limit, now in zip(problem.limits, costs, strict=True))]
     told.append(
         f"kept {kept / whole if whole else 1:.1%} of the score; no plan for this budget keeps more than {bound / whole if whole else 1:.1%}"
     )
@@ -158,28 +157,29 @@ def amount(limit: Limit, value: float) -> str:
     return f"{value * 1e3:.3g} ms (predicted)" if limit.kind == "latency" else f"{value:,.0f}"
 
 
-def _unreachable(problem: Problem, budget: Budget, floor: float) -> BudgetError:
-    """Clause 2."""
-    removed = least_possible(problem)
+def _unreachable(problem: Problem, budget: Budget, floor: float, reach: Callable[[Problem], Mask]) -> BudgetError:
+    """Clause 2. ``reach``: what goes at most in this scope."""
+    removed = reach(problem)
     costs = problem.costs(removed)
     worst = int(np.argmax(costs / np.array([limit.bound for limit in problem.limits])))
     limit, least = problem.limits[worst], float(costs[worst])
     share = f"{least / limit.original:.1%} of the original" if limit.original else ""
     looser = [
         (
-            "floor",
             f"floor={floor:g}" + (" (and floors=)" if budget.floors else ""),
-            replace(problem, least=leasts(problem.graph, 0.0, {})),
+            reach(replace(problem, least=leasts(problem.graph, 0.0, {}))),
         ),
-        ("round_to", f"round_to={problem.round_to}", replace(problem, round_to=1)),
+        (f"round_to={problem.round_to}", reach(replace(problem, round_to=1))),
+        ("the scope", least_possible(problem)),
     ]
     binds = []
-    for _, name, other in looser:
-        reached = float(other.costs(least_possible(other))[worst])
+    for name, other in looser:
+        reached = float(problem.costs(other)[worst])
         if reached < least * (1 - 1e-9):
-            binds.append(f"{name} binds: without it {reached / limit.original:.1%} could be reached")
+            without = "with scope='global'" if name == "the scope" else "without it"
+            binds.append(f"{name} binds: {without} {reached / limit.original:.1%} could be reached")
     pinned = sorted((c for c in problem.graph.constraints if c.kind == "pinned" and c.axes), key=lambda c: -c.channels)[:2]
-    if not binds or (least > limit.bound and len(binds) == 0):
+    if not binds:
         binds.append("what is left cannot go")
     reasons = "; ".join(f"{c.axes[0]} ({c.channels} channels) at node {c.node!r}: {c.reason}" for c in pinned)
     stays = [note for note in problem.graph.notes if " stay because " in note]
@@ -195,8 +195,17 @@ def _unreachable(problem: Problem, budget: Budget, floor: float) -> BudgetError:
     return error
 
 
+def _least(problem: Problem, scope: str, scored: Scored) -> Mask:
+    """What is gone when everything goes that may in a scope; no wholes go but in scope global (scopes.py, clause 5)."""
+    if scope == "global":
+        return least_possible(problem)
+    choices = problem.choices()
+    slots = choices.land.slots
+    return slots.removed(choices.at(Shares(problem.graph, choices, scope, scored).at(1.0)) if slots.slots else [])
+
+
 def least_possible(problem: Problem) -> Mask:
-    """What is gone when everything goes that may."""
+    """What is gone when everything goes that may, of channels and of wholes."""
     families = problem.graph.closed.families if problem.round_to == 1 else ()
     chosen: list[tuple[int, int]] = []
     for f in range(len(families)):

@@ -8,7 +8,9 @@
    A dimension that no plan can shrink need not be an axis.
 3. ``widths[i]`` is the sampled grid along axis i, ascending, and ends with the original width; ``costs`` has one dimension per axis. Between
    grid points costs are interpolated linearly along each axis (multilinearly over several); below the first they are that of the first.
-4. A table is for one device, thread count, dtype and input shape; whoever measures keeps those apart.
+4. A table may have a third part, ``factor(entry, widths)``: at least 1, how much longer than its grid says an entry takes at whole widths. The
+   solver's figures are then products of both; on the way, and in bounds, it looks at grids.
+5. A table is for one device, thread count, dtype and input shape; whoever measures keeps those apart.
 """
 
 from __future__ import annotations

@@ -4,11 +4,13 @@
    choices are one.
 2. A *limit* is a bound on a polynomial of forms or on a measured table (cost_table.py).
 3. ``slopes``: what one more step of every slot saves, at the place: exact for what is linear in each slot, the local slope of what is not.
+4. The steps of a mixed slot (slots.py, clause 2) take different amounts: ``falls`` and ``slopes`` have their mean, and forms and costs are exact
+   at whole numbers, for a *bend* lists what is gone after each step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -25,10 +27,11 @@ Numbers = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Tabled:
-    """A measured cost: a constant and entries over forms (the live widths of axes)."""
+    """A measured cost: a constant and entries over forms (the live widths of axes), times ``factor`` at whole widths (cost_table.py, clause 4)."""
 
     constant: float
     entries: tuple[tuple[CostEntry, tuple[int, ...]], ...]
+    factor: Callable[[CostEntry, Sequence[float]], float] | None = None
     _known: dict[tuple[object, ...], float] = field(default_factory=dict)
 
     def of_forms(self, values: Numbers) -> float:
@@ -38,7 +41,10 @@ class Tabled:
             key = (index, *widths)
             cost = self._known.get(key)
             if cost is None:
-                cost = self._known[key] = entry.at(widths)
+                cost = entry.at(widths)
+                if self.factor is not None and all(width.is_integer() for width in widths):
+                    cost *= self.factor(entry, widths)
+                self._known[key] = cost
             total += cost
         return total
 
@@ -54,6 +60,15 @@ class Tabled:
 
 
 Measure = Polynomial | Tabled
+
+
+@dataclass(frozen=True, eq=False)
+class Bend:
+    """What the steps of a mixed slot take of some forms (clause 4): ``gone[k]`` is gone after k steps; shape (steps + 1, forms)."""
+
+    slot: int
+    forms: Ids
+    gone: Ids
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,12 +88,13 @@ class Limit:
 
 @dataclass(frozen=True, eq=False)
 class Landscape:
-    """Limits over slots (clauses 1 to 3). ``start`` are the forms before any choice, ``falls`` (forms, slots) what a step takes of each."""
+    """Limits over slots (clauses 1 to 4). ``start`` are the forms before any choice, ``falls`` (forms, slots) what a step takes of each."""
 
     slots: Slots
     limits: tuple[Limit, ...]
     start: Numbers
     falls: Numbers
+    bends: tuple[Bend, ...] = ()
 
     @cached_property
     def _merged(self) -> list[tuple[Numbers, Ids]]:
@@ -98,7 +114,12 @@ class Landscape:
     @cached_property
     def same(self) -> Ids:
         """For every form the first one that is equal for all choices."""
-        rows = np.concatenate([self.start[:, None], self.falls], axis=1)
+        bent = np.zeros(
+            (len(self.start), len(self.bends))
+        )  # equal where the same is gone after every step: sums of random numbers
+        for column, bend in enumerate(self.bends):
+            bent[bend.forms, column] = np.random.default_rng(column).random(len(bend.gone)) @ bend.gone
+        rows = np.concatenate([self.start[:, None], self.falls, bent], axis=1)
         _, first, which = np.unique(rows, axis=0, return_index=True, return_inverse=True)
         result: Ids = first[which.ravel()]
         return result
@@ -107,9 +128,22 @@ class Landscape:
         """Coefficients and forms of a polynomial limit."""
         return self._merged[limit]
 
+    @cached_property
+    def _even(self) -> Numbers:
+        """``falls`` without mixed slots."""
+        even = self.falls.copy()
+        even[:, [bend.slot for bend in self.bends]] = 0
+        return even
+
     def of_forms(self, numbers: Sequence[int] | npt.NDArray[np.generic]) -> Numbers:
-        """Clause 1."""
-        result: Numbers = self.start - self.falls @ np.asarray(numbers, np.float64)
+        """Clauses 1 and 4; between whole numbers on a line. ``numbers`` has shape (slots,) or (decisions, slots), the result (..., forms)."""
+        given = np.asarray(numbers, np.float64)
+        result: Numbers = self.start - given @ self._even.T
+        for bend in self.bends:
+            own = given[..., bend.slot]
+            below = np.minimum(own.astype(np.int64), len(bend.gone) - 2)
+            share = (own - below)[..., None]
+            result[..., bend.forms] -= (1 - share) * bend.gone[below] + share * bend.gone[below + 1]
         return result
 
     def costs(self, numbers: Sequence[int] | npt.NDArray[np.generic]) -> Numbers:
@@ -130,7 +164,7 @@ class Landscape:
 
     def met(self, costs: Numbers) -> bool:
         """All limits hold."""
-        return bool((costs <= self.bounds * (1 + 1e-12)).all())
+        return bool((costs <= self.bounds).all())
 
     def slopes(self, numbers: npt.NDArray[np.generic]) -> Numbers:
         """Clause 3; shape (limits, slots)."""
@@ -168,9 +202,19 @@ def landscape(slots: Slots, limits: Sequence[Limit], matrix: object) -> Landscap
     start = (matrix @ slots.alive.astype(np.int64)).astype(np.float64)  # type: ignore[operator]
     start[0] = 1.0
     falls = np.zeros((len(start), len(slots.slots)))
+    bends = []
     for number, slot in enumerate(slots.slots):
+        if slot.mixed:
+            steps = np.zeros((len(slots.alive), len(slot) + 1), np.int64)
+            for k, step in enumerate(slot.steps, 1):
+                steps[step, k:] = 1
+            table = matrix @ steps  # type: ignore[operator]
+            forms = np.flatnonzero(table[:, -1])
+            bends.append(Bend(number, forms, table[forms].T))
+            falls[:, number] = table[:, -1] / len(slot)
+            continue
         gone = np.zeros(len(slots.alive), np.int64)
         flat, times = np.unique(np.concatenate(slot.steps), return_counts=True)
         gone[flat] = times
         falls[:, number] = (matrix @ gone) / len(slot)  # type: ignore[operator]
-    return Landscape(slots, tuple(limits), start, falls)
+    return Landscape(slots, tuple(limits), start, falls, tuple(bends))

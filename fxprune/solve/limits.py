@@ -78,4 +78,4 @@ def tabled(graph: ChannelGraph, cost: Cost, table: CostTable) -> Tabled:
                 )
             own.append(cost.forms.of(graph.closed.component[axis.start : axis.start + axis.size]))
         entries.append((entry, tuple(own)))
-    return Tabled(float(table.constant), tuple(entries))
+    return Tabled(float(table.constant), tuple(entries), getattr(table, "factor", None))

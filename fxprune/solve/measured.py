@@ -20,6 +20,7 @@ from typing import Generic, TypeVar
 from fxprune.errors import BudgetError
 from fxprune.plan import Plan
 from fxprune.solve.budget import Amount, Budget
+from fxprune.solve.slack import UNUSED
 
 ROUNDS, USED, CAUTION = 6, 0.95, 0.985
 CLOSE = 0.01  # aims that differ by less are one
@@ -151,7 +152,8 @@ def _told(found: Timed[Made], rounds: int) -> Timed[Made]:
         f"latency: {found.seconds * 1e3:.3g} ms measured, at most {found.bound * 1e3:.3g} ms asked, "
         f"{figures['predicted'] * 1e3:.3g} ms predicted, {_counted(rounds)}"
     )
-    notes = [note for note in found.plan.notes if not note.startswith((f"{LATENCY}: at most", "the budget was not met"))]
+    stale = (f"{LATENCY}: at most", "the budget was not met", UNUSED)
+    notes = [note for note in found.plan.notes if not note.startswith(stale)]
     return replace(found, plan=replace(found.plan, figures={**found.plan.figures, LATENCY: figures}, notes=(*notes, note)))
 
 

@@ -1,19 +1,20 @@
 """Budgets: the decision that keeps most score under all limits, and how far it can be from the best.
 
-1. Small problems are enumerated: every legal decision is looked at, and the answer is the optimum.
+1. Small problems are enumerated: every legal decision is looked at, and the answer is the optimum. Where cells are mixed (slots.py, clause 2), it
+   is that of the plans in which every cell loses its lowest scores, and the bound is that of clause 4.
 2. Otherwise decisions are searched from several starts (search.py): the largest equal share of every slot that the limits allow, the whole
    network, and the relaxation's solution (bound.py). The best one counts.
 3. Wholes (heads, groups of convolutions) go where a whole loses less per cost saved than the next steps of slots would, as long as
    that gains.
-4. The bound is the relaxation's; where wholes can go, that of a problem in which the channels of their cells are chosen one by one, which every
-   legal plan satisfies.
+4. The bound is the relaxation's; where wholes can go or slots are mixed, that of a problem in which the channels of their cells are chosen one
+   by one, which every legal plan satisfies.
 5. What comes out is evaluated exactly, by the polynomials; limits hold to the last unit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product as combinations
 
 import numpy as np
@@ -24,6 +25,7 @@ from fxprune.graph.cost import Cost
 from fxprune.provenance.factor import Ids, Mask
 from fxprune.solve.bound import lower_bound
 from fxprune.solve.landscape import Landscape, Limit, Tabled, landscape
+from fxprune.solve.rounding import rounded_to_nothing
 from fxprune.solve.search import Choices, filled, linearised, repaired, swapped
 from fxprune.solve.slots import make_slots
 
@@ -31,12 +33,13 @@ Numbers = npt.NDArray[np.float64]
 ENUMERATED = 200_000
 SUBSETS = 64
 WHOLES = 24
+HAIR = 1e-12  # relative, of sums of measured seconds
 VARIABLES = 900  # boxes times variables that a bound may take
 
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """One graph, its scores, floors and limits."""
+    """One graph, its scores, floors and limits; ``ranks`` as for ``make_slots``."""
 
     graph: ChannelGraph
     cost: Cost
@@ -45,12 +48,26 @@ class Problem:
     least: Ids
     round_to: int
     enumerated: int = ENUMERATED
+    ranks: Numbers | None = None
 
     def choices(self, dead: Mask | None = None, *, loose: bool = False) -> Choices:
         """The slots that are left when these wholes are gone."""
         matrix = self.cost.forms.matrix()
-        slots = make_slots(self.graph, self.values, self.least, self.round_to, matrix, dead, loose=loose)
+        slots = make_slots(self.graph, self.values, self.least, self.round_to, matrix, dead, ranks=self.ranks, loose=loose)
         return Choices(landscape(slots, self.limits, matrix))
+
+    def rounded_to_nothing(self, *, wholes: bool) -> tuple[str, ...]:
+        """A note on groups that ``round_to`` leaves whole (rounding.py). ``wholes``: wholes may go without rounding."""
+
+        def going(problem: Problem) -> Mask:
+            slots = problem.choices().land.slots
+            found = slots.removed([len(slot) for slot in slots.slots])
+            for f, family in enumerate(self.graph.closed.families if wholes and problem.round_to == 1 else ()):
+                for w in free_wholes(problem, f):
+                    found[family.wholes[w]] = True
+            return found
+
+        return rounded_to_nothing(self.graph, self.round_to, going(self), lambda: going(replace(self, round_to=1)))
 
     def costs(self, removed: Mask) -> Numbers:
         """Every limit's cost, exactly."""
@@ -66,7 +83,13 @@ class Problem:
         )
 
     def met(self, removed: Mask) -> bool:
-        return bool((self.costs(removed) <= np.array([limit.bound for limit in self.limits]) * (1 + 1e-12)).all())
+        """Limits hold: what is counted to the last unit, what is measured but for rounding errors."""
+        hairs = np.array([HAIR if isinstance(limit.measure, Tabled) else 0.0 for limit in self.limits])
+        return bool((self.costs(removed) <= np.array([limit.bound for limit in self.limits]) * (1 + hairs)).all())
+
+    def holds(self, removed: Mask) -> bool:
+        """Limits and floors."""
+        return self.met(removed) and self.floors_hold(removed)
 
     def kept(self, removed: Mask) -> float:
         return float(self.values[~removed].sum())
@@ -99,13 +122,15 @@ def optimise(problem: Problem) -> Decision | None:
     best = _with_wholes(problem, best)
     if best is None:
         return None
-    return Decision(best, problem.kept(best), bound_on(problem, whole, problem.kept(best)))
+    return Decision(best, problem.kept(best), bound_on(problem, problem.kept(best)))
 
 
-def bound_on(problem: Problem, whole: Choices, kept: float) -> float:
+def bound_on(problem: Problem, kept: float) -> float:
     """Clause 4."""
+    problem = replace(problem, ranks=None)
+    whole = problem.choices()
     families = bool(problem.graph.closed.families) and problem.round_to == 1
-    choices = problem.choices(loose=True) if families else whole
+    choices = problem.choices(loose=True) if families or whole.land.slots.mixed else whole
     slots = choices.land.slots
     if not slots.slots:
         return kept
@@ -119,13 +144,13 @@ def searched(problem: Problem, choices: Choices) -> Mask | None:
     """Clause 2."""
     if not choices.land.slots.slots:
         removed = choices.land.slots.removed([])
-        return removed if problem.met(removed) else None
+        return removed if problem.holds(removed) else None
     found = [own for own in map(choices_from(choices), _starts(choices)) if own is not None]
     masks = [choices.land.slots.removed(choices.at(places)) for places in sorted(found, key=choices.loss)]
     for removed in masks:
-        if problem.met(removed):
+        if problem.holds(removed):
             return removed
-    return _tightened(problem, choices, masks) if masks else None
+    return None
 
 
 def choices_from(choices: Choices) -> Callable[[Numbers], Ids | None]:
@@ -159,27 +184,6 @@ def _starts(choices: Choices) -> Iterator[Numbers]:
         yield relaxed
 
 
-def _tightened(problem: Problem, choices: Choices, masks: Sequence[Mask]) -> Mask | None:
-    """Clause 5, where a slot's steps do not all cost the same: aim lower until what is exact holds."""
-    from dataclasses import replace
-
-    bounds = np.array([limit.bound for limit in problem.limits])
-    aims = bounds.copy()
-    removed = masks[0]
-    for _ in range(8):
-        aims *= np.minimum(bounds / np.maximum(problem.costs(removed), 1e-300), 0.9999)
-        limits = tuple(replace(limit, bound=float(aim)) for limit, aim in zip(problem.limits, aims, strict=True))
-        land = Landscape(choices.land.slots, limits, choices.land.start, choices.land.falls)
-        again = Choices(land)
-        places = choices_from(again)(again.at(least_share(again)).astype(np.float64))
-        if places is None:
-            return None
-        removed = again.land.slots.removed(again.at(places))
-        if problem.met(removed):
-            return removed
-    return None
-
-
 # -- small problems ----------------------------------------------------------------------------------------------------
 
 
@@ -204,7 +208,8 @@ def _enumerated(problem: Problem) -> tuple[Decision | None] | None:
             best = found
     if best is None:
         return (None,)
-    return (Decision(best[1], best[0], best[0]),)
+    mixed = problem.choices().land.slots.mixed
+    return (Decision(best[1], best[0], bound_on(problem, best[0]) if mixed else best[0]),)
 
 
 def _best_of_all(problem: Problem, choices: Choices) -> tuple[float, Mask] | None:
@@ -215,9 +220,8 @@ def _best_of_all(problem: Problem, choices: Choices) -> tuple[float, Mask] | Non
     for s, slot in enumerate(slots.slots):
         loss += slot.loss[grid[:, s]]
     legal = np.ones(len(grid), np.bool_)
-    matrix, room = choices.capped
-    if len(room):
-        legal &= (grid @ matrix.T <= room).all(axis=1)
+    if slots.caps:
+        legal &= ~choices.over(grid).any(axis=1)
     used = grid.sum(axis=1)
     order = np.lexsort((used, loss))
     order = order[legal[order]]
@@ -226,7 +230,7 @@ def _best_of_all(problem: Problem, choices: Choices) -> tuple[float, Mask] | Non
         met = _all_met(choices.land, grid[part])
         for row in part[met].tolist():
             removed = slots.removed(grid[row])
-            if problem.met(removed) and problem.floors_hold(removed):
+            if problem.holds(removed):
                 return problem.kept(removed), removed
     return None
 
@@ -234,13 +238,13 @@ def _best_of_all(problem: Problem, choices: Choices) -> tuple[float, Mask] | Non
 def _all_met(land: Landscape, grid: Ids) -> Mask:
     """Which of these decisions meet all limits."""
     met = np.ones(len(grid), np.bool_)
-    values = land.start[:, None] - land.falls @ grid.T
+    values = land.of_forms(grid)
     for i, limit in enumerate(land.limits):
         if isinstance(limit.measure, Tabled):
-            cost = np.array([limit.measure.of_forms(values[:, k]) for k in range(len(grid))])
+            cost = np.array([limit.measure.of_forms(own) for own in values])
         else:
             coefficients, forms = land.terms(i)
-            cost = (coefficients[:, None] * values[forms].prod(axis=1)).sum(axis=0)
+            cost = values[:, forms].prod(axis=2) @ coefficients
         met &= cost <= limit.bound * (1 + 1e-9)
     return met
 

@@ -1,7 +1,7 @@
 """The global threshold: one elimination order for all ratios.
 
 1. A *unit* is what goes at once: one coupled channel, a step of cells that are thinned together (closure.py, clause 4), a whole head or
-   convolution group (wholes.py), or, with ``round_to``, as many of the first two as keep the group's width a multiple.
+   convolution group (wholes.py), or, with ``round_to``, as many of the first two as make the widths of all their groups multiples.
 2. Units are ordered by the mean score of their channels (ties by their rank within their group, so that equal scores are cut evenly
    everywhere, then by first channel). A unit that would leave a group with less than
    its floor is passed over, whatever the ratio; so are later steps of its cells.
@@ -28,6 +28,7 @@ from fxprune.graph.channels import ChannelGraph, ChannelGroup
 from fxprune.graph.closure import Cells
 from fxprune.provenance.factor import Ids, Mask
 from fxprune.score.scores import Scored
+from fxprune.solve.rounding import Widths, rounded_to_nothing
 
 Numbers = npt.NDArray[np.float64]
 
@@ -113,22 +114,22 @@ def solve_ratio(graph: ChannelGraph, scored: Scored, ratio: float, floor: float 
     removed[order.first(take)] = True
     silent = _silenced(groups, scored, removed)
     removed[silent] = False
-    notes = rounded_to_nothing(graph, round_to)
+    notes = order_rounded_to_nothing(graph, scored, floor, round_to, order)
     if silent:
         notes = (f"{len(silent)} emptied group(s) keep one channel each that nobody hears", *notes)
     gone = sum(int(weight[g.channels][removed[g.channels]].sum()) for g in groups)
     return Solution(removed, ratio, gone / total, notes, tuple(silent))
 
 
-def rounded_to_nothing(graph: ChannelGraph, round_to: int) -> tuple[str, ...]:
-    """A note on groups that ``round_to`` leaves whole: they have no smaller width that is a multiple."""
-    whole = [group for group in graph.groups if len(group) <= round_to] if round_to > 1 else []
-    if not whole:
-        return ()
-    names = ", ".join(f"{group.name} ({len(group)})" for group in whole[:3]) + (", ..." if len(whole) > 3 else "")
-    return (
-        f"round_to={round_to} leaves {len(whole)} of {len(graph.groups)} groups whole, which have no smaller multiple: {names}",
-    )
+def order_rounded_to_nothing(graph: ChannelGraph, scored: Scored, floor: float, round_to: int, order: Order) -> tuple[str, ...]:
+    """``rounded_to_nothing`` for an elimination order."""
+
+    def listed(order: Order) -> Mask:
+        found = np.zeros(graph.closed.count, np.bool_)
+        found[order.channels] = True
+        return found
+
+    return rounded_to_nothing(graph, round_to, listed(order), lambda: listed(_order(graph, scored, floor, 1)))
 
 
 def nothing(graph: ChannelGraph) -> str:
@@ -190,7 +191,8 @@ def _order(graph: ChannelGraph, scored: Scored, floor: float, round_to: int) -> 
         owners = np.unique(group_of[channels])
         if len(owners) == 1 and owners[0] >= 0:
             least[owners[0]] = max(least[owners[0]], share)
-    joint, in_step = _steps(graph, value, round_to)
+    widths = Widths(graph, group_of, round_to)
+    joint, in_step = _steps(graph, value, widths)
     in_step[graph.closed.owners] = True
     place_in_group = np.zeros(graph.closed.count)
     for cells in graph.closed.cells:
@@ -207,7 +209,7 @@ def _order(graph: ChannelGraph, scored: Scored, floor: float, round_to: int) -> 
         if round_to == 1 and index not in shared:
             singles.append(ranked[: len(ranked) - least[index]])
         else:
-            joint += [Unit(u) for u in _bundled([ranked[i : i + 1] for i in range(len(ranked))], len(ranked), 1, round_to)]
+            joint += [Unit(u) for u in widths.bundled([ranked[i : i + 1] for i in range(len(ranked))], -1)]
     if round_to == 1 and graph.closed.families:
         owned = group_of[graph.closed.owners]
         least[owned[owned >= 0]] = np.maximum(least[owned[owned >= 0]], 1)
@@ -301,15 +303,14 @@ def _whole(graph: ChannelGraph, value: Numbers, group_of: Ids) -> list[Unit]:
     return units
 
 
-def _steps(graph: ChannelGraph, value: Numbers, round_to: int) -> tuple[list[Unit], Mask]:
+def _steps(graph: ChannelGraph, value: Numbers, widths: Widths) -> tuple[list[Unit], Mask]:
     """Units of cells that are thinned in step, and the channels that go in no other way."""
     units: list[Unit] = []
     in_step = np.zeros(graph.closed.count, np.bool_)
     for chain, cells in enumerate(graph.closed.cells):
         for cell in cells.cells:
             in_step[cell] = True
-        steps = _going(cells, value)
-        units += [Unit(u, chain) for u in _bundled(steps, cells.steps, sum(len(c) for c in cells.cells) // cells.steps, round_to)]
+        units += [Unit(u, chain) for u in widths.bundled(_going(cells, value), chain)]
     return units, in_step
 
 
@@ -342,18 +343,6 @@ def _ranked(cells: Cells, value: Numbers) -> list[Ids]:
         np.concatenate([own[step * n : (step + 1) * n] for own, n in zip(ranked, per_step, strict=True)])
         for step in range(cells.steps - 1)
     ]
-
-
-def _bundled(steps: list[Ids], count: int, size: int, round_to: int) -> list[Ids]:
-    """Join consecutive steps so that what stays is a multiple of ``round_to`` after every bundle."""
-    if round_to == 1:
-        return steps
-    bundles, start = [], 0
-    for taken in range(1, len(steps) + 1):
-        if (count - taken) * size % round_to == 0 and taken < count:
-            bundles.append(np.concatenate(steps[start:taken]))
-            start = taken
-    return bundles
 
 
 def _silenced(groups: Sequence[ChannelGroup], scored: Scored, removed: Mask) -> list[int]:

@@ -5,8 +5,9 @@
 3. ``isomorphic`` (Fang et al. 2024, arXiv:2407.04616): groups of equal structure are ranked against each other, and every class of them loses the
    same share. Structure is the set of the group's members: kind of module, tensor, dimension, window, side, and whether it is grouped.
    Slots of cells that run through several groups belong to one class with all of these.
-4. ``threshold``: one ranking of all channels by their scores (coupled means), whatever they cost and however many channels they stand for:
-   the rule of Network Slimming (Liu et al. 2017). With a ratio that is what ``global`` does, too (ratio.py).
+4. ``threshold``: one ranking of all channels by their scores (coupled means), whatever they cost and however many channels they stand for,
+   within slots as between them: the rule of Network Slimming (Liu et al. 2017). Where slots share a floor, the lowest scores go. With a ratio that
+   is what ``global`` does, too (ratio.py).
 5. For a budget the share is the least one that meets it; then channels come back while they fit: per slot one at most (uniform), or in the order in
    which the class gave them up (isomorphic, threshold). In these three scopes no whole heads or groups of convolutions go.
 """
@@ -87,7 +88,7 @@ def giving_up(choices: Choices, members: list[int], worth: Numbers | None = None
     for s in members:
         slot = choices.land.slots.slots[s]
         steps = np.diff(slot.allowed)
-        size = steps * max(sum(slot.groups.values()), 1)
+        size = np.diff(sum(slot.groups.values(), np.zeros(len(slot) + 1, np.int64))[slot.allowed])
         loss = slot.loss if worth is None else np.cumsum([0.0, *(worth[step].sum() for step in slot.steps)])
         means = np.maximum.accumulate(np.diff(loss[slot.allowed]) / np.maximum(size, 1))  # bundles stay in order
         owners += [s] * len(steps)
@@ -112,10 +113,19 @@ class Shares:
         self.choices = choices
         worth = plain(graph, scored) if scope == "threshold" else None
         self.orders = [giving_up(choices, own, worth) for own in classes(graph, choices, scope)]
+        self.dear = self._places(self.orders[0][0]) if worth is not None and self.orders else None
         self.totals = []
         for slots, _ in self.orders:
             groups = {g for s in set(slots.tolist()) for g in choices.land.slots.slots[s].groups}
             self.totals.append(sum(len(graph.groups[g]) for g in groups))
+
+    def _places(self, order: Ids) -> Ids:
+        """When each slot takes each of its steps, in one order of all; shape (slots, places)."""
+        found = np.full(self.choices.numbers.shape, -1, np.int64)
+        for slot in range(len(found)):
+            when = np.flatnonzero(order == slot)
+            found[slot, 1 : len(when) + 1] = when
+        return found
 
     def at(self, share: float) -> Ids:
         """The decision nearest to this share, class by class; as much as floors allow."""
@@ -124,7 +134,7 @@ class Shares:
             counts = np.concatenate([[0], gone])
             take = int(np.abs(counts - share * total).argmin())
             np.add.at(places, slots[:take], 1)
-        return self.choices.back(places)
+        return self.choices.back(places, self.dear)
 
     def within(self) -> Ids | None:
         """Clause 5: the least share that meets all limits, and what still fits; None if none does."""

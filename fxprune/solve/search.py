@@ -17,7 +17,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from fxprune.provenance.factor import Ids
+from fxprune.provenance.factor import Ids, Mask
 from fxprune.solve.landscape import Landscape
 
 Numbers = npt.NDArray[np.float64]
@@ -57,13 +57,41 @@ class Choices:
 
     @cached_property
     def capped(self) -> tuple[Numbers, Numbers]:
-        """Floors that slots share: a matrix over numbers, and what it may give at most."""
+        """Floors that slots share: a matrix over numbers, and what it may give at most. Of a mixed slot it takes no more than its steps do."""
         caps = self.land.slots.caps
         matrix = np.zeros((len(caps), len(self.last)))
-        for row, (group, _) in enumerate(caps):
-            for column, slot in enumerate(self.land.slots.slots):
-                matrix[row, column] = slot.groups.get(group, 0)
+        for row, column, gone in self._gone:
+            matrix[row, column] = (gone[1:] / np.arange(1, len(gone))).min()
         return matrix, np.array([room for _, room in caps], np.float64)
+
+    @cached_property
+    def _gone(self) -> list[tuple[int, int, Ids]]:
+        """Per shared floor and slot that holds channels of its group: how many are gone after each step."""
+        slots = self.land.slots
+        return [
+            (row, column, slot.groups[group])
+            for row, (group, _) in enumerate(slots.caps)
+            for column, slot in enumerate(slots.slots)
+            if group in slot.groups
+        ]
+
+    @cached_property
+    def _holders(self) -> Mask:
+        """Which slots hold channels of a group with a shared floor; shape (caps, slots)."""
+        found = np.zeros(self.capped[0].shape, np.bool_)
+        for row, column, _ in self._gone:
+            found[row, column] = True
+        return found
+
+    def over(self, numbers: Ids) -> Mask:
+        """Which shared floors are broken, exactly; ``numbers`` (slots,) or (decisions, slots)."""
+        matrix, room = self.capped
+        used = numbers @ matrix.T
+        for row, column, gone in self._gone:
+            if self.land.slots.slots[column].mixed:
+                used[..., row] += gone[numbers[..., column]] - matrix[row, column] * numbers[..., column]
+        broken: Mask = used > room + 1e-6
+        return broken
 
     def at(self, places: Ids) -> Ids:
         """Numbers of steps."""
@@ -74,8 +102,7 @@ class Choices:
         return float(self.losses[self.rows, places].sum())
 
     def legal(self, places: Ids) -> bool:
-        matrix, room = self.capped
-        return not len(room) or bool((matrix @ self.at(places) <= room).all())
+        return not self.land.slots.caps or not self.over(self.at(places)).any()
 
     def met(self, places: Ids) -> bool:
         return self.land.met(self.land.costs(self.at(places)))
@@ -85,16 +112,19 @@ class Choices:
         places = np.minimum(np.ceil(share * self.last), self.last).astype(np.int64)
         return self.back(places)
 
-    def back(self, places: Ids) -> Ids:
-        """Give back what shared floors forbid, from the slot that has taken the largest share."""
-        matrix, room = self.capped
+    def back(self, places: Ids, dear: Ids | None = None) -> Ids:
+        """Give back what shared floors forbid, from the slot that has taken the largest share, or whose last step is the dearest.
+
+        ``dear``: per slot and place, how dear that step is.
+        """
         places = places.copy()
-        while len(room):
-            over = matrix @ self.at(places) > room
+        while self.land.slots.caps:
+            over = self.over(self.at(places))
             if not over.any():
                 break
-            inside = (matrix[over].sum(axis=0) > 0) & (places > 0)
-            places[int(np.where(inside, places / np.maximum(self.last, 1), -1.0).argmax())] -= 1
+            inside = self._holders[over].any(axis=0) & (places > 0)
+            most = places / np.maximum(self.last, 1) if dear is None else dear[self.rows, places]
+            places[int(np.where(inside, most, -1.0).argmax())] -= 1
         return places
 
     def rounded(self, numbers: Numbers) -> Ids:
@@ -173,7 +203,7 @@ def repaired(choices: Choices, places: Ids) -> Ids | None:
     costs = land.costs(numbers)
     while not land.met(costs):
         saved = land.slopes(numbers)
-        over = costs > land.bounds * (1 + 1e-12)
+        over = costs > land.bounds
         ahead = np.minimum(places + 1, choices.last)
         steps = choices.numbers[choices.rows, ahead] - numbers
         worth = np.maximum(saved[over] / land.bounds[over, None], 0.0).sum(axis=0) * steps

@@ -26,7 +26,7 @@ from fxprune.errors import BudgetError, NothingToPruneError
 from fxprune.graph.channels import ChannelGraph, ChannelGroup, Selection
 from fxprune.provenance.factor import Ids, Mask
 from fxprune.score.scores import Score, Scored, score
-from fxprune.solve.ratio import Order, Solution, _order, check_ratio, nothing
+from fxprune.solve.ratio import Order, Solution, _order, check_ratio, nothing, order_rounded_to_nothing
 
 Numbers = npt.NDArray[np.float64]
 
@@ -94,7 +94,9 @@ def _solve(
         return Solution(cut, ratio, 0.0)
     removed, silent = _Liveness(graph, gammas.score).settle(cut)
     gone = int(gammas.count[removed].sum())
-    notes = (f"{len(silent)} emptied group(s) keep one channel each that nobody hears",) if silent else ()
+    notes = order_rounded_to_nothing(among, scored, floor, round_to, order)
+    if silent:
+        notes = (f"{len(silent)} emptied group(s) keep one channel each that nobody hears", *notes)
     return Solution(removed, ratio, gone / gammas.total, notes, silent)
 
 

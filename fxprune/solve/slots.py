@@ -3,10 +3,11 @@
 1. A *slot* is a run of coupled channels of which the lowest scored go first: the channels of a group that cost the same, or the steps of
    cells (closure.py, clause 4). A decision is one whole number per slot: how many of its steps go.
 2. What a slot loses is convex in that number, for its steps ascend in score. What it costs falls by the same amounts with each step, form by
-   form (polynomial.py): channels whose forms differ are in different slots.
+   form (polynomial.py): channels whose forms differ are in different slots. Not so where a cell holds channels of several groups, or a group
+   with ``round_to`` channels that cost different amounts: the steps of such a *mixed* slot differ (landscape.py, clause 4).
 3. ``most`` is what floors leave: each group keeps its floor (at least one channel; with ``floor=0`` too, since an emptied group would keep a
-   silent one that costs as much). Groups with several slots share a floor: a *cap*.
-4. ``allowed``: with ``round_to``, the numbers of steps after which the width of the group is a multiple, and none.
+   silent one that costs as much). Groups with several slots share a floor: a *cap*. In a cell, channels of groups that keep all stay.
+4. ``allowed``: with ``round_to``, the numbers of steps after which the widths of all its groups are multiples, and none.
 5. Wholes (heads, groups of convolutions) that go are given: their channels are dead and in no slot.
 """
 
@@ -15,7 +16,7 @@ from __future__ import annotations
 import fnmatch
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,7 @@ from fxprune.graph.cost import matches
 from fxprune.provenance.factor import Ids, Mask
 from fxprune.score.scores import Scored
 from fxprune.solve.ratio import channel_weights, ranked_steps
+from fxprune.solve.rounding import Widths, taken
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -42,16 +44,18 @@ class Slot:
     Attributes:
         steps: the coupled channels of each step.
         lost: the score of each step.
-        groups: group -> how many of its channels a step holds.
+        groups: group -> how many of its channels are gone after 0, 1, ... all steps.
         allowed: numbers of steps that may go, ascending, from 0 (clause 4).
         chain: the cells it thins, or -1.
+        mixed: whether its steps differ in what they cost or whose channels they hold (clause 2).
     """
 
     steps: tuple[Ids, ...]
     lost: Numbers
-    groups: Mapping[int, int]
+    groups: Mapping[int, Ids]
     allowed: Ids
     chain: int = -1
+    mixed: bool = False
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -72,6 +76,7 @@ class Slots:
         caps: per group with several slots: at most so many of its channels go.
         kept: the score of everything that is alive.
         values: the score per coupled channel; 0 where there is none.
+        mixed: whether slots are, or would be if floors left them any step.
     """
 
     slots: tuple[Slot, ...]
@@ -79,6 +84,7 @@ class Slots:
     caps: tuple[tuple[int, int], ...]
     kept: float
     values: Numbers
+    mixed: bool = False
 
     def removed(self, numbers: Sequence[int] | Ids) -> Mask:
         """The coupled channels that are gone when so many steps of each slot are."""
@@ -148,19 +154,27 @@ def make_slots(
     forms: csr_matrix,
     dead: Mask | None = None,
     *,
+    ranks: Numbers | None = None,
     loose: bool = False,
 ) -> Slots:
     """The choices that are left when ``dead`` is gone.
 
-    ``loose``: channels of cells whose wholes may go are chosen one by one. No plan may do so; what is best then bounds all plans.
+    ``ranks``: what the channels of a slot are ordered by, where that is not ``values``. Losses are then not convex.
+
+    ``loose``: channels of cells that are mixed, or whose wholes may go, are chosen one by one, and nothing is rounded. No plan may do so; what is
+    best then bounds all plans.
     """
     closed = graph.closed
     alive = np.ones(closed.count, np.bool_) if dead is None else ~dead
     group_of = np.full(closed.count, -1, np.int64)
     for index, group in enumerate(graph.groups):
         group_of[group.channels] = index
-    marks = _marks(forms)
-    barred = np.where(group_of < 0, np.inf, values)
+    round_to = 1 if loose else round_to
+    marks, widths = _marks(forms, group_of), Widths(graph, group_of, round_to)
+    full = [int(alive[group.channels].sum()) <= n for group, n in zip(graph.groups, least.tolist(), strict=True)]
+    ranks = values if ranks is None else ranks
+    barred = np.where(np.array([*full, True])[group_of], np.inf, ranks)
+    mixed = False
     slots: list[Slot] = []
     stepped = np.zeros(closed.count, np.bool_)
     stepped[closed.owners] = True
@@ -168,26 +182,28 @@ def make_slots(
     for family in closed.families:
         in_wholes[np.concatenate(family.wholes)] = True
     for chain, cells in enumerate(closed.cells):
-        if loose and any(in_wholes[cell].any() for cell in cells.cells):
+        uneven = any(len(np.unique(marks[cell[group_of[cell] >= 0]])) > 1 for cell in cells.cells)
+        mixed = mixed or uneven
+        if loose and (uneven or any(in_wholes[cell].any() for cell in cells.cells)):
             continue
         for cell in cells.cells:
             stepped[cell] = True
         steps = ranked_steps(cells, barred, alive)
         if steps:
-            size = sum(len(c) for c in cells.cells if alive[c].any()) // cells.steps
-            slots += _slot(steps, cells.steps, size, values, group_of, round_to, chain)
+            slots.append(_slot(steps, values, marks, widths, chain))
     for group in graph.groups:
         own = group.channels[~stepped[group.channels] & alive[group.channels]]
         for piece in _alike(own, marks, together=round_to > 1):
-            order = piece[np.lexsort((piece, values[piece]))]
-            slots += _slot(tuple(order[i : i + 1] for i in range(len(order))), len(order), 1, values, group_of, round_to, -1)
-    return _capped(graph, slots, alive, least, values)
+            order = piece[np.lexsort((piece, ranks[piece]))]
+            slots.append(_slot(tuple(order[i : i + 1] for i in range(len(order))), values, marks, widths, -1))
+    return _capped(graph, slots, alive, least, values, mixed or any(slot.mixed for slot in slots))
 
 
-def _marks(forms: csr_matrix) -> Ids:
-    random = np.random.default_rng(0).integers(1, 2**40, forms.shape[0], dtype=np.int64)
-    marks: Ids = forms.T @ random
-    return marks
+def _marks(forms: csr_matrix, group_of: Ids) -> Ids:
+    """Equal for channels of one group with equal forms: sets are hashed as sums of random numbers."""
+    random = np.random.default_rng(0)
+    marks: Ids = forms.T @ random.integers(1, 2**40, forms.shape[0], dtype=np.int64)
+    return marks + random.integers(1, 2**40, int(group_of.max(initial=0)) + 2, dtype=np.int64)[group_of]
 
 
 def _alike(own: Ids, marks: Ids, *, together: bool) -> list[Ids]:
@@ -198,17 +214,14 @@ def _alike(own: Ids, marks: Ids, *, together: bool) -> list[Ids]:
     return [own[which == k] for k in np.argsort(first)]
 
 
-def _slot(steps: tuple[Ids, ...], count: int, size: int, values: Numbers, group_of: Ids, round_to: int, chain: int) -> list[Slot]:
-    """``count`` steps are there, of ``size`` channels per width; ``steps`` are those that may go."""
+def _slot(steps: tuple[Ids, ...], values: Numbers, marks: Ids, widths: Widths, chain: int) -> Slot:
     lost = np.array([values[step].sum() for step in steps])
-    owners = group_of[steps[0]]
-    groups = {int(g): int((owners == g).sum()) for g in np.unique(owners) if g >= 0}
-    numbers = np.arange(len(steps) + 1)
-    fits = (numbers == 0) | ((count - numbers) * size % round_to == 0) & (numbers < count if round_to > 1 else True)
-    return [Slot(steps, lost, groups, numbers[fits], chain)]
+    first = marks[steps[0]].sum()
+    mixed = any(marks[step].sum() != first for step in steps)
+    return Slot(steps, lost, taken(steps, widths.group_of), widths.after(steps, chain), chain, mixed)
 
 
-def _capped(graph: ChannelGraph, slots: list[Slot], alive: Mask, least: Ids, values: Numbers) -> Slots:
+def _capped(graph: ChannelGraph, slots: list[Slot], alive: Mask, least: Ids, values: Numbers, mixed: bool) -> Slots:
     """Clause 3: what floors leave of each slot."""
     holders: dict[int, list[int]] = {}
     for number, slot in enumerate(slots):
@@ -220,8 +233,16 @@ def _capped(graph: ChannelGraph, slots: list[Slot], alive: Mask, least: Ids, val
         present = int(alive[graph.groups[group].channels].sum())
         room = max(0, present - int(least[group]))
         for number in own:
-            most[number] = min(most[number], room // slots[number].groups[group])
+            most[number] = min(most[number], int(np.searchsorted(slots[number].groups[group], room, side="right")) - 1)
         if len(own) > 1:
             caps.append((group, room))
-    cut = [Slot(s.steps[:m], s.lost[:m], s.groups, s.allowed[s.allowed <= m], s.chain) for s, m in zip(slots, most, strict=True)]
-    return Slots(tuple(s for s in cut if len(s.allowed) > 1), alive, tuple(caps), float(values[alive].sum()), values)
+    cut = [_first(slot, number) for slot, number in zip(slots, most, strict=True)]
+    return Slots(tuple(s for s in cut if len(s.allowed) > 1), alive, tuple(caps), float(values[alive].sum()), values, mixed)
+
+
+def _first(slot: Slot, number: int) -> Slot:
+    """A slot of which at most so many steps may go."""
+    groups = {group: gone[: number + 1] for group, gone in slot.groups.items()}
+    return replace(
+        slot, steps=slot.steps[:number], lost=slot.lost[:number], groups=groups, allowed=slot.allowed[slot.allowed <= number]
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch import fx
 
 import fxprune
 from fxprune import Budget, BudgetError
+from fxprune.solve.plans import removed_channels
 from tests.property.compiling import network, options
 from tests.property.profile import share
 from tests.property.strategies import Case, cases
@@ -84,6 +86,32 @@ def test_the_same_problem_has_the_same_plan(case: Case, amounts: dict[str, float
         return
     assert plans[0] == plans[1]
     assert fxprune.Plan.from_json(plans[0].to_json()) == plans[0]
+
+
+@share(0.3)
+@given(
+    cases(most=6),
+    st.one_of(amounts, st.sampled_from([0.2, 0.5])),
+    st.sampled_from(["global", "uniform", "isomorphic", "threshold"]),
+    st.sampled_from([0.05, 0.3, 0.6]),
+    st.sampled_from([1, 2, 3, 4]),
+)
+def test_floors_hold_and_widths_are_multiples(case: Case, asked: Any, scope: str, floor: float, round_to: int) -> None:
+    """Of every group, whatever is coupled, balanced or thinned in step with others, and whatever was asked."""
+    model, inputs = network(case)
+    graph = fxprune.analyze(model, inputs, keep=case.keep)
+    given = {"ratio": asked} if isinstance(asked, float) else {"budget": Budget(**asked)}
+    try:
+        plan = fxprune.plan(graph, **given, **{**options_of_plan(case), "floor": floor, "round_to": round_to, "scope": scope})
+    except BudgetError as error:
+        if not isinstance(error.nearest, fxprune.Plan):
+            return
+        plan = error.nearest
+    gone = removed_channels(graph, plan)
+    for group in graph.groups:
+        left = int((~gone[group.channels]).sum())
+        assert left >= max(1, math.ceil(floor * len(group) - 1e-9)), f"{group.name} keeps {left} of {len(group)}"
+        assert left == len(group) or left % round_to == 0, f"{group.name} keeps {left} of {len(group)}"
 
 
 def options_of_plan(case: Case) -> dict[str, Any]:

@@ -14,12 +14,18 @@ from torch import Tensor, nn
 import fxprune
 from fxprune import Budget, BudgetError, zoo
 from fxprune.graph.cost import Cost
+from fxprune.latency.table import LatencyTable
+from fxprune.score.scores import Scored
 from fxprune.solve import optimise as solver
 from fxprune.solve.budget import amount
 from fxprune.solve.cost_table import CostEntry, MeasuredCosts
+from fxprune.solve.landscape import Landscape
 from fxprune.solve.limits import limits
 from fxprune.solve.measured import meet_latency
 from fxprune.solve.plans import removed_channels
+from fxprune.solve.scopes import Shares
+from fxprune.solve.search import Choices
+from fxprune.solve.slots import Slot, Slots
 from tests.property.program import randomise
 from tests.property.test_cost import counted
 from tests.unit.api.nets import seeded
@@ -70,6 +76,9 @@ def widths(plan: fxprune.Plan) -> list[int]:
         ("latency", 0.5, 0.5, True),
         ("macs", "0.5", 0.5, True),
         ("latency", ".5", 0.5, True),
+        ("macs", "5e-1", 0.5, True),
+        ("macs", "1e0", 1.0, True),
+        ("macs", "5e8", 5e8, False),
         ("params", "1", 1, False),
         ("params", "2_000_000", 2e6, False),
         ("macs", np.float32(0.5), 0.5, True),
@@ -99,6 +108,10 @@ def test_amounts(kind: str, given: Any, value: float, share: bool) -> None:
         ({"latency": 120}, "without a unit"),
         ({"latency": "12"}, "Units of latency: s, ms"),
         ({"bounds": {"layer1": {"width": 3}}}, r"bounds\['layer1'\] must be a dict"),
+        (
+            {"macs": 0.5, "bounds": {"*": {"macs": 0.9}}},
+            r"bounds\['\*'\] and macs= both bound the macs of the whole model: give one",
+        ),
         ({"macs": 0.5, "floors": {"layer1": 2}}, r"floors\['layer1'\]"),
         ({"macs": 0.5, "table": 3}, "table must have"),
     ],
@@ -125,6 +138,44 @@ def test_a_budget_is_met_and_used(amounts: dict[str, Any]) -> None:
     assert figures["kept score"]["gap"] < 0.02
     assert "budget" in str(fxprune.summary(slim, inputs))
     assert any("no plan for this budget keeps more" in note for note in fxprune.plan_of(slim).notes)
+
+
+class Wide(nn.Module):
+    """Two layers of 64 channels: a step of 32 is half of the costs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 64, 1), nn.Conv2d(64, 64, 3), nn.Conv2d(64, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(self.b(self.a(x).relu()).relu())  # type: ignore[no-any-return]
+
+
+def test_what_is_left_of_a_budget_is_told_with_what_binds() -> None:
+    torch.manual_seed(0)
+    graph = fxprune.analyze(Wide(), torch.randn(1, 3, 8, 8))
+
+    def told(**options: Any) -> str:
+        plan = fxprune.plan(graph, budget=Budget(macs=0.45), **options)
+        figures = plan.figures["macs"]
+        notes = [note for note in plan.notes if "not all of the budget" in note]
+        assert bool(notes) == (figures["achieved"] < 0.99 * figures["asked"])
+        assert all(f"{figures['achieved'] / figures['asked']:.1%} of macs is used" in note for note in notes)
+        return "".join(notes)
+
+    assert not told()
+    assert "round_to=32 binds; the next step back, 32 of " in told(round_to=32)
+    assert "would cost more than is left" in told(round_to=32)
+    assert "round_to=8 binds; the next step back, 8 of " in told(scope="uniform", round_to=8)
+    small = fxprune.analyze(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3)), torch.randn(1, 3, 8, 8))
+    plan = fxprune.plan(small, budget=Budget(macs=0.7))
+    (note,) = [note for note in plan.notes if "not all of the budget" in note]
+    assert note.endswith(": the next step back, 1 of 0.weight, would cost more than is left")
+    model, inputs = network()
+    plan = fxprune.plan(fxprune.analyze(model, inputs), budget=Budget(macs=0.2, params=0.5), scope="threshold", round_to=4)
+    (note,) = [note for note in plan.notes if "not all of the budget" in note]
+    assert ", of others less: the scope binds; the next step back, 4 of " in note
+    assert note.endswith(", would fit")
 
 
 def test_bounds_on_counts_are_whole_numbers() -> None:
@@ -234,8 +285,75 @@ def test_a_threshold_takes_the_lowest_scores_whatever_they_cost_or_stand_for() -
     assert 0 < values[went].max() <= values[~went].min()
     achieved = plan.figures["macs"]
     assert 0.97 * achieved["asked"] < achieved["achieved"] <= achieved["asked"]
-    ratio = fxprune.plan(graph, plan.achieved, scope="threshold", floor=0.05)
-    assert ratio.kept == fxprune.plan(graph, plan.achieved, floor=0.05).kept
+    assert fxprune.plan(graph, plan.achieved, scope="threshold", floor=0.05).kept == plan.kept
+
+
+@pytest.mark.parametrize("options", [{"floor": 0.6}, {"round_to": 4}, {"floor": 0.25, "round_to": 6}])
+@pytest.mark.parametrize("score", ["l1", "below zero"])
+def test_a_threshold_is_the_rule_of_ratios(options: dict[str, Any], score: str) -> None:
+    """Floors in the way, widths rounded, no scale factors, negative scores: what goes for a budget is what goes for the ratio that it comes to."""
+    torch.manual_seed(1)
+    layers = [
+        nn.Conv2d(3, 12, 3),
+        nn.ReLU(),
+        nn.Conv2d(12, 24, 3),
+        nn.ReLU(),
+        nn.Conv2d(24, 18, 1),
+        nn.ReLU(),
+        nn.Conv2d(18, 2, 1),
+    ]
+    graph = fxprune.analyze(nn.Sequential(*layers), torch.randn(1, 3, 9, 9))
+    given = {group.name: torch.randn(len(group), dtype=torch.float64) - 1 for group in graph.groups}
+    how: Any = score if score == "l1" else lambda group: given[group.name]
+    plan = fxprune.plan(graph, budget=Budget(macs=0.6), scope="threshold", score=how, **options)
+    assert not plan.empty
+    assert plan.kept == fxprune.plan(graph, plan.achieved, score=how, **options).kept
+    assert plan.figures["kept score"]["achieved"] <= plan.figures["kept score"]["bound"]
+
+
+class Streams(nn.Module):
+    """Groups of a convolution read two layers at once. The channels of one pass two norms, those of the other one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.n, self.b, self.m = nn.Conv2d(3, 6, 1), nn.BatchNorm2d(6), nn.Conv2d(6, 6, 1), nn.BatchNorm2d(6)
+        self.c, self.k = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+        self.d, self.e = nn.Conv2d(10, 6, 3, groups=2), nn.Conv2d(6, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.n(self.a(x)).relu()
+        y = y + self.m(self.b(y))
+        return self.e(self.d(torch.cat([y, self.k(self.c(x))], 1)).relu())  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_threshold_takes_the_lowest_of_each_cell(seed: int) -> None:
+    graph = fxprune.analyze(Streams().eval(), torch.randn(1, 3, 6, 6))
+    torch.manual_seed(seed)
+    given = {group.name: torch.rand(len(group), dtype=torch.float64) + 1 for group in graph.groups}
+    plan = fxprune.plan(graph, budget=Budget(macs=0.7), scope="threshold", score=lambda group: given[group.name])
+    scores = torch.cat([given["a.weight"], given["c.weight"]])
+    live = {*plan.kept["a.weight"][0], *(6 + row for row in plan.kept["c.weight"][0])}
+    for block in (range(5), range(5, 10)):
+        gone = [float(scores[i]) for i in block if i not in live]
+        assert max(gone, default=0.0) < min(float(scores[i]) for i in block if i in live)
+    assert len(live) < 10
+
+
+def test_a_threshold_keeps_the_highest_where_slots_share_a_floor() -> None:
+    """Of 3 + 5 channels of one group 4 may go: the lowest, and not as large a share of either slot as of the other."""
+    model, inputs = network()
+    graph = fxprune.analyze(model, inputs)
+    two = next(group for group in graph.groups if group.name.startswith("two"))
+    runs = two.channels[:3], two.channels[3:8]
+    worth = np.zeros(graph.closed.count)
+    worth[two.channels] = np.arange(len(two))
+    slots = tuple(Slot(tuple(run[:, None]), worth[run], {2: np.arange(len(run) + 1)}, np.arange(len(run) + 1)) for run in runs)
+    alive = np.ones(graph.closed.count, np.bool_)
+    choices = Choices(Landscape(Slots(slots, alive, ((2, 4),), worth.sum(), worth), (), np.zeros(1), np.zeros((1, 2))))
+    scored = Scored("given", tuple(torch.from_numpy(worth[group.channels]) for group in graph.groups))
+    assert Shares(graph, choices, "threshold", scored).at(1.0).tolist() == [3, 1]
+    assert Shares(graph, choices, "isomorphic", scored).at(1.0).tolist() == [1, 3]
 
 
 def table(factor: float = 1.0) -> MeasuredCosts:
@@ -261,6 +379,23 @@ def test_latency_by_a_table() -> None:
     both = fxprune.plan(graph, budget=Budget(latency="9ms", macs=0.5, table=table(1e-3)))
     assert both.figures["latency"]["achieved"] <= 9e-3
     assert both.figures["macs"]["achieved"] <= both.figures["macs"]["asked"]
+
+
+@pytest.mark.parametrize("round_to", [1, 2, 8])
+def test_figures_are_the_seconds_of_the_table(round_to: int) -> None:
+    """What odd widths cost more is in both."""
+    model, inputs = network()
+    graph = fxprune.analyze(model, inputs)
+    given = table(1e-3)
+    odd = {entry.name: tuple({4: 1.1, 2: 1.3, 1: 1.6} for _ in entry.axes) for entry in given.entries}
+    costs = LatencyTable(given.constant, given.entries, 0.01, 1.0, 8, odd, "given", {})
+    for budget in (Budget(latency=0.7, table=costs), Budget(latency=0.8, macs=0.6, table=costs)):
+        plan = fxprune.plan(graph, budget=budget, round_to=round_to)
+        figures = plan.figures["latency"]
+        assert figures["achieved"] == pytest.approx(costs.seconds(plan), rel=1e-12)
+        assert figures["achieved"] <= figures["asked"] * (1 + 1e-12)
+        assert figures["original"] == pytest.approx(costs.seconds(), rel=1e-12)
+        assert plan.figures["kept score"]["achieved"] <= plan.figures["kept score"]["bound"]
 
 
 def test_latency_without_a_table_or_with_that_of_another_model() -> None:
@@ -363,13 +498,28 @@ def test_a_clock_that_never_agrees_is_an_error() -> None:
         meet_latency(Budget(macs=0.5), lambda b: fxprune.plan(graph, budget=b), lambda plan: plan, lambda _: 1.0)
 
 
-@pytest.mark.parametrize("asked", [{"ratio": 0.3}, {"budget": Budget(macs=0.6)}])
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"ratio": 0.3},
+        {"budget": Budget(macs=0.6)},
+        *({"ratio": 0.3, "scope": scope} for scope in ("uniform", "isomorphic", "threshold")),
+        {"budget": Budget(macs=0.6), "scope": "uniform"},
+        {"ratio": 0.3, "layout": "selection"},
+    ],
+)
 def test_rounding_to_nothing_is_told(asked: dict[str, Any]) -> None:
     model, inputs = network()
     graph = fxprune.analyze(model, inputs)
     plan = fxprune.plan(graph, **asked, round_to=16)
-    assert "round_to=16 leaves 1 of 3 groups whole, which have no smaller multiple: stem.0.weight (16)" in plan.notes
-    assert not any("round_to" in note for note in fxprune.plan(graph, **asked, round_to=4).notes)
+    told = "groups whole, which have no smaller multiple that floors and balances allow:"
+    assert f"round_to=16 leaves 1 of 3 {told} stem.0.weight (16)" in plan.notes
+    assert not any("groups whole" in note for note in fxprune.plan(graph, **asked, round_to=4).notes)
+    less = {**asked, **({"ratio": 0.1} if "ratio" in asked else {"budget": Budget(macs=0.9)})}
+    held = fxprune.plan(graph, **less, round_to=8, floor=0.7)  # 16 and 24 wide: 8 and 16 are below the floors
+    assert f"round_to=8 leaves 2 of 3 {told} stem.0.weight (16), one.0.weight (24)" in held.notes
+    whole = fxprune.plan(graph, **less, round_to=1, floor=0.7)
+    assert not any("groups whole" in note for note in whole.notes)
 
 
 def test_by_default_a_budget_keeps_shares_of_layers() -> None:
@@ -384,3 +534,28 @@ def test_by_default_a_budget_keeps_shares_of_layers() -> None:
         for score in ("auto", "gamma")
     }
     assert least["auto"] >= least["gamma"]
+
+
+class Biased(nn.Module):
+    """Attention with a bias per head, which goes with its head or not at all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.i, self.qkv, self.o = nn.Linear(6, 12), nn.Linear(12, 96), nn.Linear(32, 2)
+        self.bias = nn.Parameter(torch.randn(4, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, n, _ = x.shape
+        q, k, v = self.qkv(self.i(x).relu()).reshape(b, n, 3, 4, 8).permute(2, 0, 3, 1, 4)
+        weights = (q @ k.transpose(-2, -1) + self.bias).softmax(-1)
+        return self.o((weights @ v).transpose(1, 2).reshape(b, n, 32))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("asked", [{"ratio": 0.3}, {"budget": Budget(params=0.7)}])
+def test_heads_that_rounding_keeps_are_told_where_heads_could_go(asked: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    graph = fxprune.analyze(Biased().eval(), torch.randn(2, 5, 6))
+    notes = {scope: "".join(fxprune.plan(graph, **asked, round_to=4, scope=scope).notes) for scope in ("global", "uniform")}
+    assert "round_to=4 leaves 1 of 4 groups whole" in notes["global"]
+    assert "bias (4)" in notes["global"]
+    assert "groups whole" not in notes["uniform"]

@@ -253,6 +253,42 @@ def test_blocks_keep_equally_many(ratio: float, round_to: int) -> None:
     assert not plan.empty
 
 
+def test_blocks_that_no_multiple_fits_are_told() -> None:
+    """24 channels in 3 blocks keep 3, 6, ... 21; behind the shuffle, in 6 cells, 6, 12 or 18."""
+    graph = fxprune.analyze(seeded(Grouped()), image())
+    with pytest.raises(NothingToPruneError, match="round_to=16"):
+        fxprune.plan(graph, 0.3, round_to=16)
+    plan = fxprune.plan(graph, 0.2, round_to=15)
+    assert [note for note in plan.notes if "round_to" in note] == [
+        "round_to=15 leaves 1 of 2 groups whole, which have no smaller multiple that floors and balances allow: body.weight (24)"
+    ]
+
+
+class Fused(nn.Module):
+    """Attention with queries, keys and values from one layer: two groups, thinned in step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.qkv, self.out, self.head = nn.Linear(6, 12), nn.Linear(12, 288), nn.Linear(96, 12), nn.Linear(12, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        q, k, v = self.qkv(x).reshape(x.shape[0], x.shape[1], 3, 3, 32).permute(2, 0, 3, 1, 4)
+        weights = (q @ k.transpose(-2, -1)).softmax(-1)
+        return self.head(x + self.out((weights @ v).transpose(1, 2).reshape(x.shape[0], x.shape[1], 96)))
+
+
+@pytest.mark.parametrize("asked", [{"ratio": 0.1}, {"ratio": 0.4}, {"budget": fxprune.Budget(params=0.8)}])
+@pytest.mark.parametrize("scope", ["global", "uniform", "threshold"])
+def test_every_group_of_a_step_ends_at_a_multiple(asked: dict[str, Any], scope: str) -> None:
+    graph = fxprune.analyze(seeded(Fused()), image(2, 5, 6))
+    plan = fxprune.plan(graph, **asked, round_to=8, scope=scope)
+    kept = plan.kept["qkv.weight"][0]
+    thirds = [sum(1 for row in kept if row // 96 == part) for part in range(3)]
+    assert min(thirds) > 0
+    assert all(count % 8 == 0 for count in thirds), thirds
+
+
 def test_blocks_lose_their_own_least_important_channels() -> None:
     graph = fxprune.analyze(seeded(Grouped()), image())
     kept = fxprune.plan(graph, 0.3).kept["stem.weight"][0]

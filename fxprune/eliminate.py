@@ -63,6 +63,7 @@ def eliminate_dead_channels(
 
     Raises:
         FxpruneError: what ``fxprune.analyze`` raises.
+        CaptureError: a model that only runs as an eager module (detectors): it was not looked at.
         VerificationError: the result does not compute what the model computes.
     """
     was = gc.isenabled()

@@ -31,7 +31,7 @@ from fxprune.solve.budget import Budget
 from fxprune.solve.budgeted import check_asked, solve_budget, solve_share
 from fxprune.solve.plans import to_plan
 from fxprune.solve.ranked import ranking
-from fxprune.solve.ratio import Solution, check_ratio, solve_ratio
+from fxprune.solve.ratio import Solution, check_options, check_ratio, solve_ratio
 from fxprune.solve.scopes import RANKING, check_scope
 from fxprune.solve.selection import ranked, select_channels
 from fxprune.timed import Once, lacks_table, meeting, rounded, with_table
@@ -123,6 +123,7 @@ def _planned(
     check_asked(ratio, budget)
     ratio, given = (None if share is None else check_ratio(share) for share in (ratio, given))
     check_scope(scope)
+    check_options(floor, 1 if round_to is None else round_to)
     if layout not in LAYOUTS:
         raise BudgetError(f"layout must be 'coupled', 'selection' or 'auto', got {layout!r}.", expected="coupled", got=layout)
 

@@ -365,6 +365,22 @@ def test_exports(kind: str) -> None:
     torch.testing.assert_close(traced(x), slim(x))
 
 
+def test_the_difference_of_several_rounds_is_that_of_the_last() -> None:
+    torch.manual_seed(0)
+    model = randomise(Kinds("padded"))
+    x = torch.randn(2, 3, 9, 9, dtype=torch.float64)
+    first = fxprune.slim(model, 0.3, x)
+    second = fxprune.slim(first, 0.3, x)
+    for given, slim in ((model, first), (first, second)):
+        with torch.no_grad():
+            expected = given(x)
+            worst = float((slim(x) - expected).abs().max() / expected.abs().max())
+        assert fxprune.absorption_of(slim).difference == pytest.approx(worst)
+        assert worst > 1e-3
+        assert "differ from the given model's" in str(fxprune.absorption_of(slim))
+    assert math.isnan(fxprune.absorption_of(fxprune.slim(first, 0.3, x, verify=False)).difference)
+
+
 def test_off_is_the_paper() -> None:
     model, x = silent("plain")
     slim = slimmed(model, x, False)

@@ -76,6 +76,28 @@ def test_the_layouts_are_compared_at_the_same_score(monkeypatch: Any, seed: int,
             assert total(model, plan) >= min(total(model, p) for p in asked.values()) * (1 - 1e-9)
 
 
+@pytest.mark.parametrize(("times", "taken"), [((2.0, 1.0), "selection"), ((1.0, 2.0), "coupled")])
+def test_a_selection_that_keeps_less_is_compared_with_a_coupled_plan_that_removes_more(
+    monkeypatch: Any, times: tuple[float, float], taken: str
+) -> None:
+    """By the reference rule equal gammas go all at once: at the ratio that is asked, selection keeps far less."""
+    model, x = seeded(Shared(branches=3, width=12)), image()
+    for number, branch in enumerate(model.branches):  # type: ignore[union-attr, arg-type]
+        branch.bn.weight.data = 1 + torch.tensor([float(i // 3 == number) for i in range(12)]).double()  # type: ignore[union-attr]
+    graph = fxprune.analyze(model, x)
+    asked = {layout: fxprune.plan(graph, 0.1, layout=layout, floor=0) for layout in ("coupled", "selection")}
+    monkeypatch.setattr(layouts, "_saves", lambda *_: True)
+    assert total(model, asked["selection"]) < total(model, asked["coupled"])
+    monkeypatch.setattr(layouts, "interleaved", lambda *_: times)
+    plan = fxprune.plan(graph, 0.1, layout="auto", floor=0)
+    assert plan.layout == taken
+    assert total(model, plan) >= total(model, asked["selection"]) * (1 - 1e-9)
+    assert "at the same score" in plan.notes[0]
+    if taken == "coupled":
+        assert plan.asked == 0.1
+        assert plan.achieved > asked["coupled"].achieved + 0.2
+
+
 def test_the_warning_names_the_ratio_that_was_asked(monkeypatch: Any) -> None:
     monkeypatch.setattr(layouts, "interleaved", lambda *_: (2.0, 1.0))
     model = seeded(Shared(branches=3, width=12))

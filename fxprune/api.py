@@ -134,7 +134,7 @@ def _planned(
             return _planned(graph, share, given, budget, score, layout, floor, round_to, scope)
 
         chosen = choose(graph, again, ratio, lambda graph: on(score, graph))
-        made = again(graph, chosen.layout, chosen.ratio)
+        made = again(chosen.graph, chosen.layout, chosen.ratio)
         return replace(made, notes=(*made.notes, chosen.note))
     if layout == "selection" and (budget is not None or scope not in RANKING):
         raise BudgetError(
@@ -301,8 +301,8 @@ def slim(
     if layout == "auto":
         chosen = choose(subject.graph, made, ratio, lambda graph: on(score, graph))
         layout, share = chosen.layout, chosen.ratio
-        graph = in_layout(subject.graph, layout)
-        subject = replace(subject, layout=layout, graph=replace(graph, notes=(*graph.notes, chosen.note)))
+        noted = replace(chosen.graph, notes=(*chosen.graph.notes, chosen.note))
+        subject = replace(subject, layout=layout, graph=noted)
 
     def planning(graph: ChannelGraph) -> Callable[[Budget], Plan]:
         return lambda bound: made(graph, layout, share, bound)

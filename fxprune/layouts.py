@@ -49,9 +49,10 @@ Worth = Mapping[str, np.ndarray[Any, np.dtype[np.float64]]]
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The layout that was taken, the ratio it is solved for (clause 1), and the note that says why."""
+    """The layout that was taken, its graph, the ratio it is solved for (clause 1), and the note that says why."""
 
     layout: str
+    graph: ChannelGraph
     ratio: float | None
     note: str
 
@@ -113,7 +114,7 @@ def choose(
     assert selection.graph.selection is not None
     if ratio == 0 or not selection.graph.selection.cuts or not _saves(coupled, selection):
         why = "the selection layout saves neither multiply-adds nor memory traffic"
-        return Choice("coupled", ratio, f"layout='auto' took 'coupled'{_at(coupled, selection)}: {why}")
+        return Choice("coupled", coupled.graph, ratio, f"layout='auto' took 'coupled'{_at(coupled, selection)}: {why}")
     modules: dict[str, nn.Module] = {}
     for candidate in (coupled, selection):
         _emitted(candidate, modules, refused)
@@ -124,14 +125,16 @@ def choose(
     taken = selection if times[1] < times[0] * (1 - MARGIN) else coupled
     said = f"{times[0] * 1e3:.3g} ms a call with 'coupled', {times[1] * 1e3:.3g} ms with 'selection'"
     how = "the least of interleaved calls on the example inputs"
-    return Choice(taken.layout, taken.ratio, f"layout='auto' took {taken.layout!r}{_at(coupled, selection)}: {said} ({how})")
+    return Choice(
+        taken.layout, taken.graph, taken.ratio, f"layout='auto' took {taken.layout!r}{_at(coupled, selection)}: {said} ({how})"
+    )
 
 
 def _alone(taken: _Candidate, refused: Mapping[str, Exception]) -> Choice:
     """Clause 4."""
     other = "selection" if taken.layout == "coupled" else "coupled"
     why = str(refused[other]).splitlines()[0]
-    return Choice(taken.layout, taken.ratio, f"layout='auto' took {taken.layout!r}; {other!r} cannot be had: {why}")
+    return Choice(taken.layout, taken.graph, taken.ratio, f"layout='auto' took {taken.layout!r}; {other!r} cannot be had: {why}")
 
 
 def _at(coupled: _Candidate, selection: _Candidate) -> str:

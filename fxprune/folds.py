@@ -51,8 +51,8 @@ class Fold:
         form: clause 2.
         place: name of the tensor that took the correction.
         exact: every constant is known, and the form is right at every position.
-        left: the largest difference that stays in the reader's output, estimated: border against interior, and one standard deviation of
-            what was replaced by its expected value.
+        left: the largest difference that stays in the reader's output, estimated: border against interior, one standard deviation of
+            what was replaced by its expected value, and what that misses of the maximum over a window.
     """
 
     node: str

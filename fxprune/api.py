@@ -31,7 +31,7 @@ from fxprune.solve.budget import Budget
 from fxprune.solve.budgeted import check_asked, solve_budget, solve_share
 from fxprune.solve.plans import to_plan
 from fxprune.solve.ranked import ranking
-from fxprune.solve.ratio import Solution, check_ratio, solve_ratio
+from fxprune.solve.ratio import Solution, check_options, check_ratio, solve_ratio
 from fxprune.solve.scopes import RANKING, check_scope
 from fxprune.solve.selection import ranked, select_channels
 from fxprune.timed import Once, lacks_table, meeting, rounded, with_table
@@ -124,6 +124,7 @@ def _planned(
     check_asked(ratio, budget)
     ratio, given = (None if share is None else check_ratio(share) for share in (ratio, given))
     check_scope(scope)
+    check_options(floor, 1 if round_to is None else round_to)
     if layout not in LAYOUTS:
         raise BudgetError(f"layout must be 'coupled', 'selection' or 'auto', got {layout!r}.", expected="coupled", got=layout)
 
@@ -134,7 +135,7 @@ def _planned(
             return _planned(graph, share, given, budget, score, layout, floor, round_to, scope)
 
         chosen = choose(graph, again, ratio, lambda graph: on(score, graph))
-        made = again(graph, chosen.layout, chosen.ratio)
+        made = again(chosen.graph, chosen.layout, chosen.ratio)
         return replace(made, notes=(*made.notes, chosen.note))
     if layout == "selection" and (budget is not None or scope not in RANKING):
         raise BudgetError(
@@ -301,8 +302,8 @@ def slim(
     if layout == "auto":
         chosen = choose(subject.graph, made, ratio, lambda graph: on(score, graph))
         layout, share = chosen.layout, chosen.ratio
-        graph = in_layout(subject.graph, layout)
-        subject = replace(subject, layout=layout, graph=replace(graph, notes=(*graph.notes, chosen.note)))
+        noted = replace(chosen.graph, notes=(*chosen.graph.notes, chosen.note))
+        subject = replace(subject, layout=layout, graph=noted)
 
     def planning(graph: ChannelGraph) -> Callable[[Budget], Plan]:
         return lambda bound: made(graph, layout, share, bound)

@@ -27,7 +27,7 @@ from fxprune.plan import Plan
 from fxprune.progress import steps
 from fxprune.quiet import without
 from fxprune.reporting.curves import as_text, figure
-from fxprune.score import activation, apoz, fisher, obd, taylor, taylor_gates
+from fxprune.score import activation, apoz, fisher, normalised, obd, taylor, taylor_gates
 from fxprune.score.data import DataScore, on
 from fxprune.score.scores import Score
 from fxprune.train.recalibrate import recalibrate as recalibrated
@@ -132,7 +132,8 @@ def compare_scores(
         model: only read.
         loader: what ``metric`` gets; any iterable that can be iterated again.
         scores: names, callables or scores of data, or a dict of them by name. The names "taylor", "taylor_gates", "fisher", "obd", "activation"
-            and "apoz" stand for these scores on ``calibration``. Unless told: gamma where every group has one, magnitude, fpgm, lamp, taylor, random.
+            and "apoz" stand for these scores on ``calibration``, "taylor:mean" and the like for them normalised. Unless told: gamma where every
+            group has one, magnitude, fpgm, lamp, taylor, random.
         ratios: shares of channels to remove.
         metric: a function ``(model, loader) -> number``, larger is better.
         calibration: what data-driven scores and ``recalibrate`` look at; ``loader`` unless told. Use training data, or the comparison is flattered.
@@ -178,9 +179,11 @@ def _name(score: Any) -> str:
 
 
 def _made(score: Any, data: Iterable[Any], loss: Any) -> Any:
-    if not isinstance(score, str) or score not in OF_DATA:
+    name, colon, by = score.partition(":") if isinstance(score, str) else ("", "", "")
+    if name not in OF_DATA:
         return score
-    return OF_DATA[score](data) if loss is None or score in WITHOUT_LOSS else OF_DATA[score](data, loss)
+    made = OF_DATA[name](data) if loss is None or name in WITHOUT_LOSS else OF_DATA[name](data, loss)
+    return normalised(made, by) if colon else made
 
 
 def _point(

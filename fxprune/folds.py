@@ -51,8 +51,8 @@ class Fold:
         form: clause 2.
         place: name of the tensor that took the correction.
         exact: every constant is known, and the form is right at every position.
-        left: the largest difference that stays in the reader's output, estimated: border against interior, and one standard deviation of
-            what was replaced by its expected value.
+        left: the largest difference that stays in the reader's output, estimated: border against interior, one standard deviation of
+            what was replaced by its expected value, and what that misses of the maximum over a window.
     """
 
     node: str
@@ -93,7 +93,8 @@ class Absorption:
         folds: what readers were given.
         losses: what was dropped.
         exact: clause 5.
-        difference: largest relative difference of the outputs to the ORIGINAL model's on the example inputs, in float64; NaN: not measured.
+        difference: largest relative difference of the outputs to those of the model that was given, on the example inputs, in float64; NaN: not
+            measured. Of several rounds, that of the last one, to the slim model that it was given.
     """
 
     mode: str = OFF
@@ -126,7 +127,7 @@ class Absorption:
         if len(self.losses) > 8:
             lines.append(f"... and {len(self.losses) - 8} more places")
         if not math.isnan(self.difference):
-            lines.append(f"outputs differ from the original's by at most {self.difference:.2g} (relative, example inputs)")
+            lines.append(f"outputs differ from the given model's by at most {self.difference:.2g} (relative, example inputs)")
         return "\n".join(lines)
 
     def to_data(self) -> dict[str, Any]:
@@ -175,7 +176,7 @@ class _Merged:
 
 
 def composed(first: Absorption, second: Absorption, kept: Kept) -> Absorption:
-    """Two rounds as one, in the first one's coordinates; ``kept`` is the first round's plan."""
+    """Two rounds as one, in the first one's coordinates, with the last one's difference; ``kept`` is the first round's plan."""
     if first.mode == OFF or not first.folds:
         mode = second.mode if first.mode in (OFF, second.mode) else INTERIOR
     else:
@@ -192,4 +193,5 @@ def composed(first: Absorption, second: Absorption, kept: Kept) -> Absorption:
         found.fold = replace(found.fold, exact=found.fold.exact and fold.exact, left=max(found.fold.left, fold.left))
     folds = tuple(replace(m.fold, atoms=tuple(m.values), values=tuple(m.values.values())) for m in merged.values())
     source = first.source if first.source == second.source or not second.source else second.source
-    return Absorption(mode, source, folds, (*first.losses, *second.losses), first.exact and second.exact)
+    losses = (*first.losses, *second.losses)
+    return Absorption(mode, source, folds, losses, first.exact and second.exact, second.difference)

@@ -1,12 +1,13 @@
 """Which layout: the graph of each, and the faster of both at the same score.
 
 1. At one ratio the layouts do not keep the same: the coupled one removes a channel with all its scale factors, small or not. So they are
-   compared *at the same score*. The coupled plan is made for the ratio that was asked. The selection plan is that of the largest ratio, by
-   bisection, that keeps as much of the sum of all scale factors (of what the score says they are worth) as the coupled one. Neither removes
-   less than was asked, and neither loses more. Scores that are not sums of anything (negative ones) are compared at the ratio.
+   compared *at the same score*. Both plans are made for the ratio that was asked. The one that keeps more of the sum of all scale factors (of what
+   the score says they are worth), nearly always that of the selection layout, gives way to that of the largest ratio, by bisection, that keeps as
+   much as the other one. Neither removes less than was asked, and neither loses more. Scores that are not sums of anything (negative ones) are
+   compared at the ratio.
 2. Their work is counted from the graphs: multiply-adds, and bytes that are written, copies of selects included. If the selection layout saves
-   neither, "coupled" is taken, whose program has no selects, and no clock is asked. So it is where nothing is to go, and where every batch norm
-   has a producer of its own, so that both layouts are one.
+   neither, "coupled" is taken for the ratio that was asked: its program has no selects, and no clock is needed. So it is where nothing is to go, and
+   where every batch norm has a producer of its own, so that both layouts are one.
 3. Otherwise both are emitted, and run in turns on the example inputs, in evaluation mode and without gradients; a layout's time is the least of
    its calls, for what disturbs a measurement makes it longer. "selection" is taken if it is faster by more than ``MARGIN``.
 4. A layout that cannot be had (no batch norms; a ratio that its constraints do not allow) loses to the other one, with the reason.
@@ -48,9 +49,10 @@ Worth = Mapping[str, np.ndarray[Any, np.dtype[np.float64]]]
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The layout that was taken, the ratio it is solved for (clause 1), and the note that says why."""
+    """The layout that was taken, its graph, the ratio it is solved for (clause 1), and the note that says why."""
 
     layout: str
+    graph: ChannelGraph
     ratio: float | None
     note: str
 
@@ -112,7 +114,7 @@ def choose(
     assert selection.graph.selection is not None
     if ratio == 0 or not selection.graph.selection.cuts or not _saves(coupled, selection):
         why = "the selection layout saves neither multiply-adds nor memory traffic"
-        return Choice("coupled", coupled.ratio, f"layout='auto' took 'coupled'{_at(coupled, selection)}: {why}")
+        return Choice("coupled", coupled.graph, ratio, f"layout='auto' took 'coupled'{_at(coupled, selection)}: {why}")
     modules: dict[str, nn.Module] = {}
     for candidate in (coupled, selection):
         _emitted(candidate, modules, refused)
@@ -123,14 +125,16 @@ def choose(
     taken = selection if times[1] < times[0] * (1 - MARGIN) else coupled
     said = f"{times[0] * 1e3:.3g} ms a call with 'coupled', {times[1] * 1e3:.3g} ms with 'selection'"
     how = "the least of interleaved calls on the example inputs"
-    return Choice(taken.layout, taken.ratio, f"layout='auto' took {taken.layout!r}{_at(coupled, selection)}: {said} ({how})")
+    return Choice(
+        taken.layout, taken.graph, taken.ratio, f"layout='auto' took {taken.layout!r}{_at(coupled, selection)}: {said} ({how})"
+    )
 
 
 def _alone(taken: _Candidate, refused: Mapping[str, Exception]) -> Choice:
     """Clause 4."""
     other = "selection" if taken.layout == "coupled" else "coupled"
     why = str(refused[other]).splitlines()[0]
-    return Choice(taken.layout, taken.ratio, f"layout='auto' took {taken.layout!r}; {other!r} cannot be had: {why}")
+    return Choice(taken.layout, taken.graph, taken.ratio, f"layout='auto' took {taken.layout!r}; {other!r} cannot be had: {why}")
 
 
 def _at(coupled: _Candidate, selection: _Candidate) -> str:
@@ -181,8 +185,10 @@ def _matched(
         o.any() for o in values.values()
     ):
         return coupled, selection
-    target = _kept(coupled.plan, values)
-    return coupled, _lowered(selection, target, values, make) if _kept(selection.plan, values) >= target else selection
+    first, second = _kept(coupled.plan, values), _kept(selection.plan, values)
+    if second >= first:
+        return coupled, _lowered(selection, first, values, make)
+    return _lowered(coupled, second, values, make), selection
 
 
 def _kept(plan: Plan, values: Worth) -> float:

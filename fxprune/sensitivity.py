@@ -3,7 +3,8 @@
 1. For every group and every share the network is slimmed by the channels of that group that ``score`` ranks lowest, all others left as they are, and
    ``metric`` is asked. Groups whose balance allows no such share have fewer points. The model is not changed.
 2. With a ``path`` every point is written at once (io/atomic.py), and a scan that is started again goes on from there. The file holds a digest
-   of the weights and the settings: points of another model, score or floor are refused.
+   of the weights, and the names of the score and the metric: points of others are refused. That the loader, the data of a score and the example
+   inputs are the same is not looked at.
 3. The *cost curve* of a group is its loss of the metric against the share removed, made monotone, 0 at 0; beyond the last point it is a straight
    line to the loss of everything (the baseline) at 1.
 4. A ``Sensitivity`` is a score: within a group channels keep the order of the score that was measured; the k-th lowest of n is worth

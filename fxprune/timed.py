@@ -49,17 +49,18 @@ Found = TypeVar("Found")
 
 
 class Once:
-    """A data-driven score that looks at the same graph once, however many plans are made."""
+    """A data-driven score that looks at the same graph once, however many plans are made. Graphs with other pins are others."""
 
     def __init__(self, score: DataScore) -> None:
         self._score = score
-        self._seen: tuple[ChannelGraph, Score] | None = None
+        self._seen: dict[tuple[int, int], tuple[ChannelGraph, Score]] = {}  # ids are good while the graph is held
 
     def on(self, graph: ChannelGraph) -> Score:
         """The score of one graph's groups."""
-        if self._seen is None or self._seen[0] is not graph:
-            self._seen = graph, self._score.on(graph)
-        return self._seen[1]
+        key = (id(graph.closed), id(graph.barred))
+        if key not in self._seen:
+            self._seen[key] = graph, self._score.on(graph)
+        return self._seen[key][1]
 
 
 def lacks_table(budget: Any) -> bool:

@@ -16,7 +16,7 @@ from fxprune.provenance.factor import Ids
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Arrival:
-    """Removed atoms of a reader's input side and what arrives there: NaN where it is not known."""
+    """Removed atoms of a reader's input side and what arrives there: NaN where it is not known. ``window``: windows.py, clause 3."""
 
     reader: Reader
     shape: Shape
@@ -24,28 +24,29 @@ class Arrival:
     mean: Tensor
     std: Tensor
     apart: Tensor
+    window: int = 1
 
 
-def arrivals(read: Sequence[tuple[Reader, Fact, Ids]]) -> Iterator[Arrival]:
+def arrivals(read: Sequence[tuple[Reader, Fact, Ids, int]]) -> Iterator[Arrival]:
     """Clause 3 of propagate.py, for all readers."""
     later: dict[int, tuple[Deferred | Joined, Tensor]] = {}
-    for place, (own, x, atoms) in enumerate(read):
+    for place, (own, x, atoms, _) in enumerate(read):
         found = x if isinstance(x, Joined) else deferred(x)
         if found is not None and own.channel == 1:
             later[place] = found, torch.from_numpy(atoms)
     answers = dict(zip(later, resolved(list(later.values())), strict=True))
-    for place, (own, x, atoms) in enumerate(read):
+    for place, (own, x, atoms, window) in enumerate(read):
         if place in answers:
             mean, std = answers[place]
-            yield Arrival(own, x.shape, atoms, mean, std, torch.zeros_like(mean))
+            yield Arrival(own, x.shape, atoms, mean, std, torch.zeros_like(mean), window)
         elif not x.known:
             nothing = torch.full((len(atoms),), torch.nan, dtype=torch.float64, device="cpu")
             yield Arrival(own, x.shape, atoms, nothing, torch.zeros_like(nothing), nothing)
         else:
-            yield _arrival(own, x, atoms)
+            yield _arrival(own, x, atoms, window)
 
 
-def _arrival(found: Reader, x: Fact, atoms: Ids) -> Arrival:
+def _arrival(found: Reader, x: Fact, atoms: Ids, window: int) -> Arrival:
     """The same for one reader, whatever the fact."""
     narrow = narrowed(x.mean)
     std = full_rank(x.std, narrow).expand(wide(x.std.shape, narrow.shape))
@@ -56,4 +57,4 @@ def _arrival(found: Reader, x: Fact, atoms: Ids) -> Arrival:
     apart = torch.maximum((lines.amax(1).expand(size) - mean).abs(), (lines.amin(1).expand(size) - mean).abs())
     spread = std.movedim(found.channel, 0).reshape(std.shape[found.channel], -1).amax(1).expand(size)
     index = torch.from_numpy(atoms)
-    return Arrival(found, x.shape, atoms, mean[index], spread[index], apart[index])
+    return Arrival(found, x.shape, atoms, mean[index], spread[index], apart[index], window)

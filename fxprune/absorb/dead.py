@@ -7,6 +7,7 @@
 3. Who is unheard depends on who lives: rows of dead channels do not count. So the dead grow, round by round, until nothing changes.
 4. Groups keep a channel, blocks stay equal (``settle``): a dead channel that has to stay is *mute*. What it reads may go all the same: nobody hears
    it, or its gamma is 0, or it has weights for constants only, and gets these.
+5. An eager module has no nodes to follow: nothing can be said about it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import numpy as np
 
 from fxprune.absorb.arrivals import Arrival
 from fxprune.absorb.propagate import Findings, propagate
+from fxprune.capture.eager import EagerCaptured
+from fxprune.errors import CaptureError
 from fxprune.graph.channels import ChannelGraph
 from fxprune.provenance.factor import Ids, Mask
 
@@ -24,7 +27,18 @@ Settle = Callable[[ChannelGraph, Mask], Mask]
 
 
 def dead_channels(graph: ChannelGraph, settle: Settle) -> tuple[Mask, Mask]:
-    """Clauses 1 to 4: per component, whether it is dead and may go, and whether it is mute."""
+    """Clauses 1 to 4: per component, whether it is dead and may go, and whether it is mute.
+
+    Raises:
+        CaptureError: an eager module (clause 5).
+    """
+    captured = graph.program.captured
+    if isinstance(captured, EagerCaptured):
+        raise CaptureError(
+            f"{captured.name} runs as an eager module only: no tracer takes it, and what is dead can be told only from a program that can be "
+            "followed node by node. Nothing was looked at. fxprune.slim takes it, with a ratio.",
+            got=captured.name,
+        )
     found = propagate(graph, np.zeros(graph.closed.count, np.bool_), {}, expected=False, everywhere=True)
     allowed = np.zeros(graph.closed.count, np.bool_)
     for group in graph.groups:

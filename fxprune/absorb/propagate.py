@@ -6,7 +6,7 @@
    that goes has the expected value beta and the standard deviation |gamma| (its running statistics are those of its input). A contraction's
    output channel is constant if every input it has a weight for is.
 3. At a reader the facts about its removed input channels are taken down (``Arrival``), one number per channel; where a constant differs from
-   pixel to pixel, the middle one, and by how much the others differ.
+   pixel to pixel, the middle one, and by how much the others differ; and of how many elements it is a maximum (windows.py).
 4. A node without a rule, or one that mixes channels (a mean over channels, a softmax, a product of two values), ends the constants of
    the removed channels it meets: a loss.
 5. An in-place operator gives its operand another value; other names of the same memory are unknown from there on.
@@ -40,6 +40,7 @@ from fxprune.absorb.operators import (
     operation,
 )
 from fxprune.absorb.readers import Reader, reader
+from fxprune.absorb.windows import window
 from fxprune.folds import Loss
 from fxprune.graph.channels import ChannelGraph
 from fxprune.plan import Kept
@@ -91,7 +92,8 @@ class _Walk:
         self.alias: dict[fx.Node, set[fx.Node]] = {}
         self.seen: dict[int, Ids] = {}
         self.found = Findings()
-        self.read: list[tuple[Reader, Fact, Ids]] = []
+        self.read: list[tuple[Reader, Fact, Ids, int]] = []
+        self.windows: dict[fx.Node, int] = {}
 
     def run(self) -> Findings:
         with torch.no_grad():
@@ -136,6 +138,9 @@ class _Walk:
         if result is None:
             result = self.ended(node, what)
         self.remember(node, what, result)
+        values = [self.graph.nodes[n.name] for n in (*node.all_input_nodes[:1], node)]
+        shapes = [value.shape for value in values if isinstance(value, Value)]
+        self.windows[node] = window(node, what, module, [self.windows.get(n, 1) for n in node.all_input_nodes], shapes)
         return result
 
     def ruled(self, node: fx.Node, what: Operation, module: nn.Module | None, args: Any, kwargs: Any, facts: list[Fact]) -> Any:
@@ -287,7 +292,7 @@ class _Walk:
             return None
         atoms = self.atoms_dead(found.name, found.dim)
         if len(atoms) and not found.depthwise:
-            self.read.append((found, x, atoms))
+            self.read.append((found, x, atoms, self.windows.get(node.args[0], 1) if isinstance(node.args[0], fx.Node) else 1))
         bias = self.captured.tensors.get(found.bias)
         return contracted(found, x, bias, self.graph.nodes[node.name].shape)
 

@@ -4,7 +4,8 @@
    biases, running means and additions. The weights it emitted stay what they are.
 2. Values of channels with gamma != 0 are expected values, or means over data (calibrate.py); constants that are certain are taken as they are.
 3. What a fold leaves is estimated in units of the reader's output: at the border, the difference between the interior's correction and what
-   the padded image gives; and one standard deviation of the correction, removed channels taken as independent. What is not known, or not
+   the padded image gives; one standard deviation of the correction, removed channels taken as independent; and by how much an expected value
+   in the place of a maximum's may be too low (windows.py), without data. What is not known, or not
    certain, does not count at output channels that stay and that nobody hears (``mute``; silent ones are).
 """
 
@@ -22,7 +23,8 @@ from fxprune.absorb.arrivals import Arrival
 from fxprune.absorb.calibrate import measured
 from fxprune.absorb.places import Place, Places, install, rows_of, shape_of
 from fxprune.absorb.propagate import Findings, propagate
-from fxprune.absorb.readers import Reader, hears, image, interior, products
+from fxprune.absorb.readers import Reader, hears, image, interior, kernel, products
+from fxprune.absorb.windows import excess
 from fxprune.capture.eager import EagerCaptured
 from fxprune.capture.inputs import Inputs
 from fxprune.errors import InputError
@@ -155,6 +157,9 @@ def _fold(
     scatter = torch.maximum(std.nan_to_num(0.0), apart)
     kernels, variance = products(reader, arrival.atoms, values, scatter.square(), rows)
     unsure = float(variance.where(heard, 0.0).max().sqrt())
+    if data is None and arrival.window > 1 and unsure > 0:
+        low = interior(reader, kernel(reader, arrival.atoms, std.nan_to_num(0.0) * excess(arrival.window), rows))
+        unsure += float(low.abs().where(heard, 0.0).max())
     some = bool((kernels != 0).any())
     if not some and unsure == 0:
         return None

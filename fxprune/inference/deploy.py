@@ -1,7 +1,8 @@
 """``deploy``: the network as it runs in production.
 
 1. The program is captured by symbolic tracing (a ``GraphModule`` is taken as it is), in evaluation mode, with weights of its own; the given
-   model is only read. Numbers too small for a normal floating-point number (denormals), which slow processors down, become zero.
+   model is only read. Numbers too small for a normal floating-point number (denormals), which slow processors down, become zero among parameters
+   and buffers, once all is folded. The candidate *as given* is untouched: it has those of the model.
 2. Candidates, each made from the one before: *as given*; *folded* (constants.py, clean.py, fold.py); *in place* and *channels last* (layout.py).
 3. A candidate is dropped, with the reason, if it fails on the example inputs or if an output differs from the given model's by more
    than ``tolerance`` of the output's largest value (for float16 and bfloat16: 32 steps of the dtype).
@@ -164,7 +165,7 @@ def _fold(graph: fx.Graph, root: nn.Module, facts: Facts) -> tuple[Folded, tuple
     ranks = {name: len(shape) for name, (shape, _) in facts.items()}
     folded = fold_affine(graph, root, ranks)
     remove_dead(graph, root)
-    for tensor in root.parameters():
+    for tensor in (*root.parameters(), *root.buffers()):
         tensor.data = flushed(tensor.data)
     graph.lint()
     return folded, removed

@@ -4,6 +4,7 @@
    whose name is a digest of them and of this file's format, and in which they stand. Weights' numbers are no part of it; how they lie in memory is.
 2. Every sample is written at once (io/atomic.py): a measurement that is interrupted goes on from the last one. A file that cannot be read
    is an error that says so.
+3. A sample says how many rounds it was run. Asked for more, it is not there, and takes the place of the old one.
 """
 
 from __future__ import annotations
@@ -117,17 +118,20 @@ class Samples:
         self.form = form
         self._write()
 
-    def has(self, number: int) -> bool:
-        return str(number) in self.by_number
+    def has(self, number: int, rounds: int) -> bool:
+        """A sample of that many rounds, or of more (clause 3)."""
+        return str(number) in self.by_number and int(self.by_number[str(number)]["rounds"]) >= rounds
 
-    def put(self, number: int, widths: Mapping[str, int], seconds: Mapping[str, float], total: float) -> None:
-        """Clause 2; no seconds: this sample cannot be made. Of a sample that was there before the lesser times count."""
-        before = self.by_number.get(str(number))
+    def put(self, number: int, widths: Mapping[str, int], seconds: Mapping[str, float], total: float, rounds: int) -> None:
+        """Clauses 2 and 3; no seconds: this sample cannot be made. Of a sample that was there before the lesser times count."""
+        before = self.by_number[str(number)] if self.has(number, rounds) else None
         looks = 1 if before is None else int(before["looks"]) + 1
         if before is not None and before["seconds"].keys() == seconds.keys():
             seconds = {node: min(value, before["seconds"][node]) for node, value in seconds.items()}
             total = min(total, before["total"])
-        self.by_number[str(number)] = {"widths": dict(widths), "seconds": dict(seconds), "total": total, "looks": looks}
+            rounds = max(rounds, int(before["rounds"]))
+        made = {"widths": dict(widths), "seconds": dict(seconds), "total": total, "looks": looks, "rounds": rounds}
+        self.by_number[str(number)] = made
         self._write()
 
     def _write(self) -> None:
@@ -173,7 +177,8 @@ def _form(name: str) -> str:
 def _sample(data: Mapping[str, Any]) -> dict[str, Any]:
     widths = {str(label): int(width) for label, width in data["widths"].items()}
     seconds = {str(node): _seconds(value) for node, value in data["seconds"].items()}
-    return {"widths": widths, "seconds": seconds, "total": _seconds(data["total"]), "looks": int(data["looks"])}
+    looks, rounds = int(data["looks"]), int(data.get("rounds", 0))  # files of before clause 3 do not say
+    return {"widths": widths, "seconds": seconds, "total": _seconds(data["total"]), "looks": looks, "rounds": rounds}
 
 
 def _seconds(value: Any) -> float:

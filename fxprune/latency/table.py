@@ -5,7 +5,8 @@
 2. A layer's *axes* are the dimensions of parameters whose widths its time is laid over: of a layer with a weight of two dimensions or more, that
    weight's first two, as far as a plan can shrink them; of another node, the dimension whose channels are those of its result. Nodes
    without axes are the constant.
-3. Samples are kept on disk as they are measured (cache.py): a second table is there at once, an interrupted one goes on.
+3. Samples are kept on disk as they are measured (cache.py): a second table is there at once, an interrupted one goes on. Samples of
+   fewer ``rounds`` than are asked are measured anew.
 4. What odd widths cost more is in factors per layer and axis (uneven.py), fitted to samples that have such widths.
 5. Nodes add up to less than the whole: calls cost something too. Over all samples the time of a plain call is fitted by a constant, which goes into
    the table's, and ``calibration`` times the sum of its nodes', by which all entries are multiplied. Neither is negative.
@@ -167,7 +168,7 @@ def measure(
         example_inputs: as for ``analyze``: the batch size and image size that will be used.
         deployed: measure the deployed form.
         cache: a folder; unless told ``$FXPRUNE_CACHE`` or ``fxprune`` in the user's cache folder. None: nothing is kept.
-        rounds: how often each network is run.
+        rounds: how often each network is run; what was kept of fewer rounds does not count.
         show: draw a progress bar.
 
     Raises:
@@ -199,7 +200,7 @@ def measure_subject(
     subject, _, _ = emit_settled(subject, lambda graph: samples(graph)[-1], pin=True, weights=False)
     bench = Bench(subject, deployed, rounds, cache)
     plans = samples(subject.graph)
-    missing = any(not bench.kept.has(number) for number in range(len(plans)))
+    missing = any(not bench.kept.has(number, rounds) for number in range(len(plans)))
     with steps("measuring widths", len(plans), show=show and missing) as step:
         # Round and odd widths in turns: a machine that becomes slower must not pass for the price of odd ones.
         for number in sorted(range(len(plans)), key=lambda n: n % len(array())):
@@ -229,7 +230,7 @@ class Bench:
 
     def add(self, number: int, plan: Plan, *, again: bool = False) -> None:
         """Time one sample, unless that was done; a plan that cannot be emitted is left out."""
-        if self.kept.has(number) and not again:
+        if self.kept.has(number, self.rounds) and not again:
             return
         try:
             _, made, slim = emit_settled(self.subject, lambda _: plan, pin=False)
@@ -237,10 +238,10 @@ class Bench:
             assert isinstance(program, fx.GraphModule)
             seconds, total = profile(program, self.subject.inputs, self.device, self.rounds)
         except FxpruneError:
-            self.kept.put(number, {}, {}, 0.0)
+            self.kept.put(number, {}, {}, 0.0, self.rounds)
             return
         widths = {f"{name}[{dim}]": len(rows) for name, dims in made.kept.items() for dim, rows in dims.items()}
-        self.kept.put(number, widths, seconds, total)
+        self.kept.put(number, widths, seconds, total, self.rounds)
 
     def disturbed(self, table: LatencyTable) -> list[int]:
         """Clause 7: the numbers of the samples to measure once more, the full network last; none if that was done."""

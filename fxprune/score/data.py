@@ -1,7 +1,7 @@
 """Scores that look at data: one streaming pass over a loader, in evaluation mode, on a private copy of the structure.
 
 1. A score of this kind is made without a model, ``taylor(loader, loss)``, and handed to ``plan`` or ``slim`` like any other. They show it
-   the channel graph first (``on``), and get a plain score back; the pass happens then, once per graph.
+   the channel graph first (``on``), and get a plain score back; the pass happens then, once per graph. Each layout has a graph of its own.
 2. Nothing of the model changes: no gradients, modes or statistics; weights are shared, buffers copied. Memory is that of one batch and one
    number per channel (``obd``: per weight), however many samples there are.
 3. ``loss(output, target)`` is a mean over the samples of a batch, and is taken as the mean over all samples.
@@ -27,6 +27,7 @@ from fxprune.score.samples import Batch, batches
 from fxprune.score.scores import Score, producers
 from fxprune.score.weights import atom_rows
 
+REMEMBERED = 4  # graphs; layout="auto" goes back and forth between two
 Loss = Callable[[Any, Any], Tensor]
 
 
@@ -63,13 +64,15 @@ class Streamed:
         self.__name__ = name
         self.totals = totals
         self._measure = measure
-        self._seen: tuple[object, Score] | None = None
+        self._seen: list[tuple[object, Score]] = []
 
     def on(self, graph: ChannelGraph) -> Score:
         """The score of this graph's groups; measured once for graphs that differ in what is pinned only."""
-        if self._seen is None or self._seen[0] is not graph.closed:
-            self._seen = (graph.closed, PerComponent(self.__name__, self._measure(graph), self.totals))
-        return self._seen[1]
+        known = next((score for closed, score in self._seen if closed is graph.closed), None)
+        if known is None:
+            known = PerComponent(self.__name__, self._measure(graph), self.totals)
+            self._seen = [*self._seen[1 - REMEMBERED :], (graph.closed, known)]
+        return known
 
 
 def taylor(loader: Iterable[Any], loss: Loss = F.cross_entropy, *, batches: int | None = None) -> Streamed:

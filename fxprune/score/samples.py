@@ -61,5 +61,7 @@ def batches(loader: Iterable[Any], device: torch.device, most: int | None = None
         yield Batch(call, target, int(tensors[0].shape[0]))
     if empty:
         raise InputError(
-            "the loader gave no batch. A loader must give batches every time it is iterated (a list or a DataLoader does)."
+            "the loader gave no batch. A loader must give batches every time it is iterated (a list or a DataLoader does; an iterator gives them "
+            "once, and layout='auto' looks at two graphs).",
+            got=type(loader).__name__,
         )

@@ -132,9 +132,10 @@ def named(name: str) -> Score:
     """
     first, colon, by = name.partition(":")
     if first not in NAMED:
+        call = "fxprune.score.taylor(loader, loss)"
+        call = f"fxprune.score.normalised({call}, {by!r})" if colon else call
         raise BudgetError(
-            f"score must be 'auto', one of {sorted(NAMED)} or a callable, got {name!r}. Scores that look at data are callables: "
-            "fxprune.score.taylor(loader, loss).",
+            f"score must be 'auto', one of {sorted(NAMED)} or a callable, got {name!r}. Scores that look at data are callables: {call}.",
             expected=tuple(sorted(NAMED)),
             got=name,
         )

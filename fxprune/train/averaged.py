@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 from fxprune.folds import EXACT, OFF
 from fxprune.plan import Plan
 from fxprune.record import record_of
-from fxprune.train.remap import Remap, step
+from fxprune.train.remap import Remap, bare, step
 
 
 def remap_averaged(
@@ -30,7 +30,7 @@ def remap_averaged(
     Args:
         averaged: holds weights of the model's architecture (EMA or SWA).
         model: what was slimmed.
-        slim: what ``fxprune.slim`` or ``apply`` made of it.
+        slim: what ``fxprune.slim`` or ``apply`` made of it. All three may be wrapped; what comes back averages the bare slim model.
         example_inputs: as for ``fxprune.apply``.
         absorb: as for ``fxprune.slim``; left out, what ``slim`` was made with, but for a loader: expected values then come from closed forms.
 
@@ -41,7 +41,7 @@ def remap_averaged(
 
     Remap(model, slim)  # they belong together
     own = step(model, slim)
-    small = apply(averaged.module, own, example_inputs, absorb=_mode(slim, own, absorb), verify=False)
+    small = apply(bare(averaged.module), own, example_inputs, absorb=_mode(bare(slim), own, absorb), verify=False)
     result = AveragedModel(small, avg_fn=averaged.avg_fn, multi_avg_fn=averaged.multi_avg_fn, use_buffers=averaged.use_buffers)
     result.n_averaged.copy_(averaged.n_averaged)
     return result

@@ -6,7 +6,10 @@
    everything in the one before. What is below ``NEGLIGIBLE`` times the mean of all counts as zero, so a norm that died as a whole is to spare.
 3. A norm is *flattened* by a cut if less than ``FLAT`` of its channels would stay. (``slim`` has a floor per group; what it keeps there it must take
    elsewhere.)
-4. ``cut_into``: the share of the sum of |gamma| of a group of coupled channels that a plan removes, where it is largest. Beyond ``LARGE`` the cut
+4. That is right for chains and for layout="selection", where every norm loses channels of its own. In the coupled layout a channel goes with all its
+   scale factors, and some cannot go. Given the channel graph, groups take the place of norms and coupled channels (their mean |gamma|) that of
+   scale factors: ``spare`` is the longest cut of ``slim``'s own elimination order (solve/harmless.py) within the same tolerance.
+5. ``cut_into``: the share of the sum of |gamma| of a group of coupled channels that a plan removes, where it is largest. Beyond ``LARGE`` the cut
    goes through channels that were in use, and ``slim`` warns. Gammas tell what a channel is worth only after training with a penalty on them.
 """
 
@@ -17,7 +20,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,9 +33,11 @@ from rich.text import Text
 from torch import Tensor, nn
 
 from fxprune.errors import BudgetError, FxpruneWarning, NothingToPruneError, WeightError
-from fxprune.graph.channels import ChannelGroup
-from fxprune.score.scores import gamma_sum
-from fxprune.train.gamma_l1 import gammas
+from fxprune.graph.channels import ChannelGraph, ChannelGroup
+from fxprune.score.scores import Scored, gamma, gamma_sum
+from fxprune.solve.harmless import harmless
+from fxprune.solve.ratio import channel_weights, check_options
+from fxprune.train.gamma_l1 import _known, gammas
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -50,8 +55,8 @@ class Distribution:
     """|gamma| of one layer, or of all.
 
     Attributes:
-        name: of the parameter; "all" for the whole network.
-        channels: how many.
+        name: of the parameter, or of the group of coupled channels; "all" for the whole network.
+        channels: how many; coupled ones with a graph.
         quartiles: minimum, first quartile, median, third quartile, maximum.
         below: share below each threshold, in [0, 1].
         spare: share that the spare cut of clause 2 removes.
@@ -70,15 +75,17 @@ class Readiness:
 
     Attributes:
         overall: all gammas.
-        layers: the same per norm.
+        layers: the same per norm; with a graph, per group of channels that can go.
         thresholds: what ``Distribution.below`` refers to.
-        values: |gamma| per norm, sorted, float64 on the CPU.
+        values: |gamma| per norm, sorted, float64 on the CPU; with a graph, means of coupled channels.
+        counts: how many channels of a ratio each of the values is.
     """
 
     overall: Distribution
     layers: tuple[Distribution, ...]
     thresholds: tuple[float, ...]
     values: tuple[Tensor, ...]
+    counts: tuple[Tensor, ...]
 
     @property
     def spare(self) -> float:
@@ -93,8 +100,9 @@ class Readiness:
         """
         if ratio is not None and not 0 <= ratio <= 1:
             raise BudgetError(f"ratio must be in [0, 1], got {ratio!r}.", expected="a share", got=ratio)
-        merged = torch.cat(self.values).sort().values
-        count = round((self.spare if ratio is None else ratio) * len(merged))
+        merged, order = torch.cat(self.values).sort()
+        gone = torch.cat([torch.zeros(1, dtype=torch.float64, device="cpu"), torch.cat(self.counts)[order].cumsum(0)])
+        count = int((gone - (self.spare if ratio is None else ratio) * gone[-1]).abs().argmin())
         if count == 0:
             return ()
         threshold = merged[count - 1]
@@ -145,15 +153,20 @@ def _row(table: Table, found: Distribution) -> None:
     table.add_row(Text(found.name), str(found.channels), f"{low:.2g}", f"{median:.2g}", f"{high:.2g}", *shares)
 
 
-def readiness(model: nn.Module, thresholds: Sequence[float] = THRESHOLDS) -> Readiness:
-    """The distribution of |gamma| and what it says about slimming (clauses 1 to 3).
+def readiness(
+    model: nn.Module, thresholds: Sequence[float] = THRESHOLDS, *, graph: ChannelGraph | None = None, floor: float = 0.1
+) -> Readiness:
+    """The distribution of |gamma| and what it says about slimming (clauses 1 to 4).
 
     Args:
         model: any module with batch or instance norms; only read.
         thresholds: shares below these are told.
+        graph: what ``fxprune.analyze`` returned for the model; if given, ``spare`` is what ``slim`` removes without a warning in the coupled layout.
+        floor: as for ``slim``; only with a graph.
 
     Raises:
-        NothingToPruneError: the model has no gamma.
+        NothingToPruneError: the model has no gamma, or none of a channel that can go.
+        BudgetError: a floor outside [0, 1].
         WeightError: gammas that are NaN or infinite.
     """
     found = {name: gamma.detach().abs().flatten().cpu().to(torch.float64).sort().values for name, gamma in gammas(model).items()}
@@ -170,10 +183,46 @@ def readiness(model: nn.Module, thresholds: Sequence[float] = THRESHOLDS) -> Rea
                 expected="finite numbers",
             )
     limits = tuple(thresholds)
+    if graph is not None:
+        return _coupled(model, graph, floor, limits)
     merged = torch.cat(list(found.values()))
     highest = _spare(list(found.values()))
     layers = tuple(_distribution(name, values, limits, highest) for name, values in found.items())
-    return Readiness(_distribution("all", merged.sort().values, limits, highest), layers, limits, tuple(found.values()))
+    whole = _distribution("all", merged.sort().values, limits, highest)
+    return Readiness(whole, layers, limits, tuple(found.values()), tuple(torch.ones_like(own) for own in found.values()))
+
+
+def _coupled(model: nn.Module, graph: ChannelGraph, floor: float, limits: tuple[float, ...]) -> Readiness:
+    """Clause 4."""
+    check_options(floor, 1)
+    trained = gammas(model)
+    given = {name: _known(graph, trained, name) for group in graph.groups for name in group.gammas}
+    own = {name: trained[there] for name, there in given.items() if there}
+    if not own:
+        raise NothingToPruneError(
+            f"no gamma of {type(model).__name__} belongs to a channel that can go, so none can say what is to spare. "
+            "Was the graph made from this model?"
+        )
+    scaled = [replace(group, tensors={**group.tensors, **own}) for group in graph.groups if group.gammas]
+    values = [gamma(group) for group in scaled]
+    known = iter(values)
+    everywhere = (
+        next(known) if g.gammas else torch.full((len(g),), math.inf, dtype=torch.float64, device="cpu") for g in graph.groups
+    )
+    scored = Scored("gamma", tuple(everywhere))
+    gone, share = harmless(graph, scored, floor, tolerance=TOLERANCE, negligible=NEGLIGIBLE)
+    weight = torch.from_numpy(channel_weights(graph)).to(torch.float64)
+    removed = torch.from_numpy(gone).to(torch.float64)
+    layers, ordered, counts = [], [], []
+    for group, means in zip(scaled, values, strict=True):
+        place = means.argsort()
+        channels = torch.from_numpy(group.channels)[place]
+        spare = float((removed * weight)[channels].sum() / weight[channels].sum())
+        layers.append(_described(group.name, means[place], limits, spare))
+        ordered.append(means[place])
+        counts.append(weight[channels])
+    whole = _described("all", torch.cat(ordered).sort().values, limits, share)
+    return Readiness(whole, tuple(layers), limits, tuple(ordered), tuple(counts))
 
 
 def _counted(values: Tensor, mean: float) -> Tensor:
@@ -198,16 +247,19 @@ def _spare(norms: Sequence[Tensor]) -> float:
 
 
 def _distribution(name: str, ordered: Tensor, thresholds: Sequence[float], highest: float) -> Distribution:
+    return _described(name, ordered, thresholds, float((ordered <= highest).double().mean()))
+
+
+def _described(name: str, ordered: Tensor, thresholds: Sequence[float], spare: float) -> Distribution:
     marks = torch.quantile(ordered, torch.linspace(0, 1, 5, dtype=torch.float64, device="cpu")).tolist()
     below = tuple(float((ordered < t).double().mean()) for t in thresholds)
-    spare = float((ordered <= highest).double().mean())
     return Distribution(name, len(ordered), (marks[0], marks[1], marks[2], marks[3], marks[4]), below, spare)
 
 
 def cut_into(
     groups: Sequence[ChannelGroup], removed: npt.NDArray[np.bool_], gammas: Sequence[Tensor] | None = None
 ) -> tuple[float, str]:
-    """The largest share of a group's sum of |gamma| that the removed channels hold, in [0, 1], and the group's name (clause 4).
+    """The largest share of a group's sum of |gamma| that the removed channels hold, in [0, 1], and the group's name (clause 5).
 
     Args:
         groups: of the channel graph.
@@ -230,7 +282,7 @@ def cut_into(
 def warn_if_large(
     groups: Sequence[ChannelGroup], score: str, removed: npt.NDArray[np.bool_], ratio: float | None, values: Sequence[Tensor]
 ) -> None:
-    """Warn where a cut by gamma removes more than ``LARGE`` of what a group holds (clause 4). ``values``: the scores; no ``ratio``: a budget."""
+    """Warn where a cut by gamma removes more than ``LARGE`` of what a group holds (clause 5). ``values``: the scores; no ``ratio``: a budget."""
     if not score.startswith("gamma"):
         return
     share, name = cut_into(groups, removed, values if score == "gamma" else None)

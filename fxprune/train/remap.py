@@ -10,6 +10,8 @@
 4. Parameter groups keep their options and their order, also where nothing is left of them; membership goes by name. A parameter that slimming added
    (a bias) has no state and joins the group of its module's other parameters; one that vanished is left out.
 5. A learning-rate scheduler is copied as it is, for the new optimizer. Made anew it would take a first step, which changes rates.
+6. Either model may be wrapped (``DataParallel``, ``DistributedDataParallel``, ``torch.compile``): names are those of the module inside, and names of
+   a state are read without what wrappers put before them. Two models, or a model and a state, that share no name do not belong together.
 """
 
 from __future__ import annotations
@@ -31,6 +33,24 @@ from fxprune.plan import Plan
 from fxprune.record import compose, record_of
 
 Rows = dict[int, tuple[int, ...]]
+WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+PREFIXES = ("module.", "_orig_mod.")
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """The module inside what wraps it for several devices or compiled it (clause 6)."""
+    while True:
+        inner = model.module if isinstance(model, WRAPPERS) else getattr(model, "_orig_mod", None)
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
+def _plain(name: str, known: Mapping[str, Tensor]) -> str:
+    """A name without what wrappers put before it (clause 6)."""
+    while name not in known and name.startswith(PREFIXES):
+        name = name.partition(".")[2]
+    return name
 
 
 def step(model: nn.Module, slim: nn.Module) -> Plan:
@@ -39,6 +59,7 @@ def step(model: nn.Module, slim: nn.Module) -> Plan:
     Raises:
         PlanMismatchError: ``slim`` was not made by fxprune, or not from ``model``.
     """
+    model, slim = bare(model), bare(slim)
     after, before = record_of(slim), record_of(model)
     if after is None:
         raise PlanMismatchError(
@@ -114,6 +135,7 @@ class Remap:
     """
 
     def __init__(self, model: nn.Module, slim: nn.Module) -> None:
+        model, slim = bare(model), bare(slim)
         plan = step(model, slim)
         kept, sizes = plan.kept, plan.sizes
         self.old = _tensors(model)
@@ -123,6 +145,13 @@ class Remap:
         self.kept = {name: kept[first] for name, first in names.items()}
         self.sizes = {name: sizes[first] for name, first in names.items()}
         self.new = _tensors(slim)
+        if self.old and not self.old.keys() & self.new.keys():
+            raise PlanMismatchError(
+                f"the slim model was not made from this model: they share no name. {type(model).__name__} has {next(iter(self.old))!r}, ...; "
+                f"the slim one has {next(iter(self.new), 'nothing')!r}, ...",
+                expected=next(iter(self.old)),
+                got=next(iter(self.new), ""),
+            )
         for name in self.old.keys() & self.new.keys():
             self._check_sizes(name)
             found = self.cut(name, self.old[name])
@@ -200,6 +229,7 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
 def remap_state(state: Mapping[str, Tensor], model: nn.Module, slim: nn.Module) -> dict[str, Tensor]:
     """A state dict in ``model``'s shapes (a moving average, a checkpoint) in those of ``slim``; names that the slim model lacks are left out.
 
+    What wrappers put before names (``module.``, ``_orig_mod.``) is dropped: the names that come back are those of the bare slim model.
     What ``slim`` folded into biases and running means (``absorb``) is not in it; ``fxprune.apply`` with the plan computes that anew for
     the weights of an average.
 
@@ -207,6 +237,13 @@ def remap_state(state: Mapping[str, Tensor], model: nn.Module, slim: nn.Module) 
         PlanMismatchError: the models do not belong together, or the state is not the model's.
     """
     maps = Remap(model, slim)
+    given, state = state, {_plain(name, maps.old): tensor for name, tensor in state.items()}
+    if state and not state.keys() & maps.old.keys():
+        raise PlanMismatchError(
+            f"this state shares no name with the model: it has {next(iter(given))!r}, ...; the model has {next(iter(maps.old), 'nothing')!r}, ...",
+            expected=next(iter(maps.old), ""),
+            got=next(iter(given)),
+        )
     for name, tensor in state.items():
         if name in maps.old and tensor.shape != maps.old[name].shape:
             raise PlanMismatchError(
@@ -226,13 +263,14 @@ def remap_optimizer(optimizer: Optimizer, model: nn.Module, slim: nn.Module) -> 
 
     Args:
         optimizer: trains (some of) the parameters of ``model``.
-        model: what was slimmed, as it was then.
-        slim: what ``fxprune.slim`` or ``apply`` made of it.
+        model: what was slimmed, as it was then; wrapped for several devices or compiled, or not.
+        slim: what ``fxprune.slim`` or ``apply`` made of it; likewise.
 
     Raises:
         PlanMismatchError: the models do not belong together.
         FxpruneError: a parameter that is not the model's, state that cannot be cut, or a class that cannot be made anew.
     """
+    model, slim = bare(model), bare(slim)
     maps = Remap(model, slim)
     names = {id(p): name for name, p in reversed(list(model.named_parameters(remove_duplicate=False)))}
     new = dict(slim.named_parameters(remove_duplicate=False))

@@ -45,6 +45,22 @@ def test_the_values_are_those_of_the_slim_networks() -> None:
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
 
 
+def test_scores_of_data_are_normalised_by_name() -> None:
+    model = seeded(Residual())
+    names = ("taylor:mean", "activation:l2")
+    found = fxprune.compare_scores(model, LOADER, names, (0.5,), metric=parameters, example_inputs=image(), show=False)
+    assert list(found.curves) == list(names)
+    for name, score, by in (("taylor:mean", fxprune.score.taylor, "mean"), ("activation:l2", fxprune.score.activation, "l2")):
+        slim = fxprune.slim(model, 0.5, image(), score=fxprune.score.normalised(score(LOADER), by))
+        assert found.curves[name][0].value == parameters(slim, None)
+    with pytest.raises(BudgetError, match="a normalisation is one of"):
+        fxprune.compare_scores(model, LOADER, ("taylor:average",), (0.5,), metric=parameters, example_inputs=image(), show=False)
+    with pytest.raises(
+        BudgetError, match=r"callables: fxprune\.score\.normalised\(fxprune\.score\.taylor\(loader, loss\), 'mean'\)"
+    ):
+        fxprune.slim(model, 0.5, image(), score="taylor:mean")
+
+
 def test_the_default_scores_and_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     found = fxprune.compare_scores(seeded(Residual()), LOADER, ratios=(0.3,), example_inputs=image())
     assert list(found.curves) == ["gamma", "magnitude", "fpgm:mean", "lamp", "taylor", "random"]

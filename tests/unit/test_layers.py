@@ -41,7 +41,7 @@ BESIDE = {
     "absorb": {"errors", "precision", "folds", "plan", "capture", "provenance", "graph", "solve", "absorb"},
     "zoo": {"errors", "zoo"},
     "data": {"errors", "data"},
-    "train": {"errors", "plan", "graph", "score", "record", "train"},
+    "train": {"errors", "plan", "graph", "score", "solve", "record", "train"},
     "timing": {"timing"},
     "progress": set(),
     "quiet": set(),

@@ -74,6 +74,8 @@ def test_points_of_another_scan_are_refused(tmp_path: Path) -> None:
         scan([], path=path, model=seeded(Chain(10), seed=1))
     with pytest.raises(FileFormatError, match="score differ"):
         scan([], path=path, score="l1")
+    with pytest.raises(FileFormatError, match="metric differ"):
+        sensitivity(seeded(Chain(10)), [], SHARES, metric=lambda *_: 0.0, path=path, example_inputs=image(), show=False)
     for damage in ("", "{", "[]", '{"of": 1}', '{"of": {}, "points": 3}'):
         path.write_text(damage)
         with pytest.raises(FileFormatError, match=r"scan\.json"):

@@ -188,6 +188,71 @@ def test_expected_outputs_come_closer_than_nothing() -> None:
     assert errors["closed form"] < 0.95 * errors["dropped"]
 
 
+class Pooled(nn.Module):
+    """A norm of noise, a maximum, and a reader of single pixels."""
+
+    def __init__(self, act: nn.Module, pool: nn.Module, again: nn.Module | None = None) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(3, 8, 1, bias=False), nn.BatchNorm2d(8)
+        self.act, self.pool, self.again = act, pool, nn.Identity() if again is None else again
+        self.second, self.between, self.head = nn.Conv2d(8, 6, 1), nn.BatchNorm2d(6), nn.Conv2d(6, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.head(self.between(self.second(self.again(self.pool(self.act(self.norm(self.first(x))))))))
+        return y
+
+
+@pytest.mark.parametrize(
+    ("pool", "again", "elements"),
+    [
+        (nn.MaxPool2d(2), None, 4),
+        (nn.MaxPool2d((3, 1), 2), None, 3),
+        (nn.MaxPool2d(2), nn.MaxPool2d(2), 16),
+        (nn.AdaptiveMaxPool2d(4), None, 16),
+        (nn.AvgPool2d(2), None, 1),
+    ],
+)
+@pytest.mark.parametrize("first", [True, False])
+def test_what_an_expected_value_misses_of_a_maximum_is_counted(
+    pool: nn.Module, again: nn.Module | None, elements: int, first: bool
+) -> None:
+    """Pixels are independent and the norm's statistics are those of the data: what is missed can be seen."""
+    torch.manual_seed(0)
+    model = randomise(Pooled(nn.ReLU(), pool, again) if first else Pooled(pool, nn.ReLU(), again))
+    images = torch.randn(64, 3, 16, 16, dtype=torch.float64)
+    with torch.no_grad():
+        made = model.first(images)  # type: ignore[operator]
+        model.norm.running_mean.copy_(made.mean((0, 2, 3)))  # type: ignore[operator, union-attr]
+        model.norm.running_var.copy_(made.var((0, 2, 3)))  # type: ignore[operator, union-attr]
+        model.norm.weight[:2] = 0.01  # type: ignore[index]
+        model.norm.bias[:2] = torch.tensor([0.5, -0.002])  # type: ignore[index]
+    plan = fxprune.plan(fxprune.analyze(model, images[:2], keep=("second",)), 2 / 8)
+    assert len(plan.removed("norm.weight", 0)) == 2
+
+    def folded(**options: Any) -> tuple[Any, Tensor]:
+        (fold,) = (
+            f for f in fxprune.absorption_of(fxprune.apply(model, plan, images[:2], **options)).folds if f.node == "second"
+        )
+        return fold, torch.tensor(fold.values, dtype=torch.float64)
+
+    (closed, means), (data, seen) = folded(), folded(absorb=[images])
+    weight = model.second.weight.detach().flatten(1)[:, list(closed.atoms)]  # type: ignore[union-attr, operator, index]
+    missed = float((weight @ (seen - means)).abs().max())
+    std = torch.tensor([0.01, _relu_std(-0.002, 0.01)], dtype=torch.float64)
+    spread = float((weight.square() @ std.square()).sqrt().max())
+    excess = (elements - 1) / (2 * elements - 1) ** 0.5
+    assert closed.left == pytest.approx(spread + float((weight @ (excess * std)).abs().max()), rel=1e-3)
+    if elements > 1:
+        assert (seen > means).all()
+        assert closed.left > missed > spread / 4
+    assert data.left < closed.left or elements == 1
+
+
+def _relu_std(mean: float, std: float) -> float:
+    x = mean + std * torch.randn(4_000_000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    return float(x.relu().std())
+
+
 def test_data_of_every_form() -> None:
     model, x = silent("plain")
     values = [
@@ -363,6 +428,22 @@ def test_exports(kind: str) -> None:
     torch.testing.assert_close(program.module()(x), slim(x))
     traced = torch.jit.trace(slim, x)  # type: ignore[no-untyped-call]
     torch.testing.assert_close(traced(x), slim(x))
+
+
+def test_the_difference_of_several_rounds_is_that_of_the_last() -> None:
+    torch.manual_seed(0)
+    model = randomise(Kinds("padded"))
+    x = torch.randn(2, 3, 9, 9, dtype=torch.float64)
+    first = fxprune.slim(model, 0.3, x)
+    second = fxprune.slim(first, 0.3, x)
+    for given, slim in ((model, first), (first, second)):
+        with torch.no_grad():
+            expected = given(x)
+            worst = float((slim(x) - expected).abs().max() / expected.abs().max())
+        assert fxprune.absorption_of(slim).difference == pytest.approx(worst)
+        assert worst > 1e-3
+        assert "differ from the given model's" in str(fxprune.absorption_of(slim))
+    assert math.isnan(fxprune.absorption_of(fxprune.slim(first, 0.3, x, verify=False)).difference)
 
 
 def test_off_is_the_paper() -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 import fxprune
+from fxprune import eliminate
 from tests.property.program import randomise
 from tests.reference.compare import Snapshot
 
@@ -194,6 +195,50 @@ def test_half_precision_is_held_to_its_own_rounding(dtype: torch.dtype) -> None:
     assert widths(slim)[0] == 4
     assert {p.dtype for p in slim.parameters()} == {dtype}
     assert fxprune.absorption_of(slim).difference <= 8 * torch.finfo(dtype).eps
+
+
+class Amplified(nn.Module):
+    """Dead channels whose constant is a hundred times what the next norm divides by: one rounding of it is seen in the output."""
+
+    def __init__(self, biased: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.norm = nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)
+        self.second, self.between = nn.Conv2d(16, 16, 1, bias=biased), nn.BatchNorm2d(16)
+        self.head = nn.Linear(16, 5)
+        with torch.no_grad():
+            self.norm.bias.normal_()
+            self.norm.weight[:6], self.norm.bias[:6] = 0.0, torch.rand(6) * 2
+            spread = self.inner().std((0, 2, 3))
+            constant = self.second.weight[:, :6, 0, 0] @ self.norm.bias[:6]
+            self.second.weight[:, :6] *= (100 * spread / constant.abs()).reshape(-1, 1, 1, 1)
+            seen = self.inner()
+            self.between.running_mean, self.between.running_var = seen.mean((0, 2, 3)), seen.var((0, 2, 3))
+
+    def inner(self) -> Tensor:
+        y: Tensor = self.second(self.norm.eval()(self.first(torch.randn(64, 3, 16, 16))).relu())
+        return y
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.second(self.norm(self.first(x)).relu())
+        return self.head(self.between(y).relu().mean((2, 3)))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("biased", [True, False])
+def test_a_model_is_held_to_what_it_computes_in_its_own_precision(biased: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = Amplified(biased).eval(), torch.randn(2, 3, 16, 16)
+    slim = fxprune.eliminate_dead_channels(model, x)
+    assert widths(slim)[0] == 10
+    found = fxprune.absorption_of(slim).difference
+    with torch.no_grad():
+        exact = model.double()(x.double())
+        own = float((model.float()(x) - exact).abs().max() / exact.abs().max())
+    assert found < 4 * own
+    assert (found > 1e-6) == biased
+    monkeypatch.setattr(eliminate, "_rounded", lambda *_: 0.0)
+    if biased:
+        with pytest.raises(fxprune.VerificationError, match="the outputs differ by"):
+            fxprune.eliminate_dead_channels(model, x)
 
 
 def test_a_slim_model_and_other_precisions() -> None:

@@ -236,6 +236,29 @@ def test_a_plan_of_an_eager_module_is_applied_and_composed() -> None:
     assert sum(p.numel() for p in again.parameters()) < sum(p.numel() for p in slim.parameters())
 
 
+class Unread(nn.Module):
+    """Hidden channels that no weight reads: their products are summed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 6), nn.Linear(4, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = (self.a(x) * self.b(x)).sum(1)
+        return y + 1 if float(y.sum()) > 0 else y
+
+
+@pytest.mark.parametrize("verify", [True, False])
+@pytest.mark.parametrize("merge_duplicates", [True, False])
+@pytest.mark.parametrize(("make", "shape"), [(Branching, (2, 3, 6, 6)), (Unread, (3, 4))])
+def test_what_is_dead_in_an_eager_module_is_not_known(
+    make: type[nn.Module], shape: tuple[int, ...], merge_duplicates: bool, verify: bool
+) -> None:
+    model = randomised(make())
+    with pytest.raises(fxprune.CaptureError, match=rf"{make.__name__} runs as an eager module only: .* Nothing was looked at"):
+        fxprune.eliminate_dead_channels(model, image(*shape), merge_duplicates=merge_duplicates, verify=verify)
+
+
 def test_a_slim_eager_module_trains() -> None:
     slim: Any = fxprune.slim(randomised(Branching()), 0.5, image(2, 3, 6, 6)).train()
     slim(image(4, 3, 5, 5)).square().sum().backward()

@@ -367,6 +367,30 @@ def test_denormals_become_zero() -> None:
     assert all(torch.equal(flushed(p), p) for p in result.parameters())
 
 
+def test_denormals_among_buffers_become_zero_and_the_untouched_copy_keeps_its_own() -> None:
+    class Held(Chain):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Buffer(torch.full((3, 1, 1), 1e-20))
+            self.shift = nn.Buffer(torch.tensor([1e-41, 0.0, 1.0]).view(3, 1, 1))
+            self.many = nn.Buffer(torch.tensor(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = super().forward(
+                F.batch_norm(x + self.shift + self.scale * self.scale, self.shift.flatten(), 1 + self.scale.flatten())
+            )
+            return y * self.many
+
+    model, x = Held().eval(), image(dtype=torch.float32)
+    result = deploy(model, x, seconds=0)
+    floats = {name: b for name, b in result.named_buffers() if b.is_floating_point()}
+    assert any(name.startswith("_constant") for name in floats)
+    assert all(torch.equal(flushed(b), b) for b in floats.values())
+    assert difference([run(result, x)], [run(model, x)]) <= 1e-5
+    assert torch.equal(deploy(model, x, form="as given").shift, model.shift)
+    assert float(model.shift[0]) > 0
+
+
 def test_example_inputs_may_be_left_out() -> None:
     assert norms(deploy(seeded(Chain()), seconds=0)) == []
 

@@ -309,6 +309,25 @@ def test_noise_is_looked_into_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     assert not calls
 
 
+def test_what_was_kept_of_fewer_rounds_is_measured_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    calls = machine(monkeypatch, few=3)
+    table(tmp_path, rounds=2)
+    assert len(calls) == 3 + 1
+    for rounds, more in ((1, 0), (2, 0), (3, 4), (2, 0), (3, 0)):
+        before = len(calls)
+        table(tmp_path, rounds=rounds)
+        assert len(calls) == before + more, rounds
+    (file,) = tmp_path.iterdir()
+    data = json.loads(file.read_text())
+    assert [(own["rounds"], own["looks"]) for own in data["samples"].values()] == [(3, 2), (3, 1), (3, 1)]
+    for own in data["samples"].values():
+        del own["rounds"]  # as files were written before
+        own["total"] = 100.0
+        own["seconds"] = dict.fromkeys(own["seconds"], 1.0)
+    file.write_text(json.dumps(data))
+    assert table(tmp_path, rounds=1).measured < 1
+
+
 def test_damaged_files_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     machine(monkeypatch, few=3)
     table(tmp_path)

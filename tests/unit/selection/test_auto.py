@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 import fxprune
 from fxprune import layouts
 from fxprune.capture.inputs import given
+from fxprune.score import taylor
 from tests.unit.api.nets import image, seeded
 from tests.unit.selection.nets import Shared
 
@@ -74,6 +76,70 @@ def test_the_layouts_are_compared_at_the_same_score(monkeypatch: Any, seed: int,
         assert plan.achieved >= asked[plan.layout].achieved - 1e-9
         if score == "auto":
             assert total(model, plan) >= min(total(model, p) for p in asked.values()) * (1 - 1e-9)
+
+
+@pytest.mark.parametrize(("times", "taken"), [((2.0, 1.0), "selection"), ((1.0, 2.0), "coupled")])
+def test_a_selection_that_keeps_less_is_compared_with_a_coupled_plan_that_removes_more(
+    monkeypatch: Any, times: tuple[float, float], taken: str
+) -> None:
+    """By the reference rule equal gammas go all at once: at the ratio that is asked, selection keeps far less."""
+    model, x = seeded(Shared(branches=3, width=12)), image()
+    for number, branch in enumerate(model.branches):  # type: ignore[union-attr, arg-type]
+        branch.bn.weight.data = 1 + torch.tensor([float(i // 3 == number) for i in range(12)]).double()  # type: ignore[union-attr]
+    graph = fxprune.analyze(model, x)
+    asked = {layout: fxprune.plan(graph, 0.1, layout=layout, floor=0) for layout in ("coupled", "selection")}
+    monkeypatch.setattr(layouts, "_saves", lambda *_: True)
+    assert total(model, asked["selection"]) < total(model, asked["coupled"])
+    monkeypatch.setattr(layouts, "interleaved", lambda *_: times)
+    plan = fxprune.plan(graph, 0.1, layout="auto", floor=0)
+    assert plan.layout == taken
+    assert total(model, plan) >= total(model, asked["selection"]) * (1 - 1e-9)
+    assert "at the same score" in plan.notes[0]
+    if taken == "coupled":
+        assert plan.asked == 0.1
+        assert plan.achieved > asked["coupled"].achieved + 0.2
+
+
+class Loader:
+    """One batch, as often as asked; counts how often that is."""
+
+    def __init__(self) -> None:
+        self.passes = 0
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        self.passes += 1
+        yield image(), torch.tensor([0, 1])
+
+
+class Own:
+    """A data-driven score of the user's, which remembers nothing."""
+
+    def __init__(self, loader: Loader) -> None:
+        self.loader = loader
+
+    def on(self, graph: Any) -> Any:
+        assert len(list(self.loader)) == 1
+        return lambda group: torch.arange(1.0, len(group) + 1)
+
+
+@pytest.mark.parametrize("make", [taylor, Own])
+@pytest.mark.parametrize("times", [(2.0, 1.0), (1.0, 2.0)])
+def test_data_are_looked_at_once_per_layout(monkeypatch: Any, make: Any, times: tuple[float, float]) -> None:
+    monkeypatch.setattr(layouts, "interleaved", lambda *_: times)
+    monkeypatch.setattr(layouts, "_saves", lambda *_: True)
+    model, loader = seeded(Shared(branches=3, width=12)), Loader()
+    plan = fxprune.plan(fxprune.analyze(model, image()), 0.4, layout="auto", score=make(loader))
+    assert loader.passes == 2
+    slim = fxprune.slim(model, 0.4, image(), layout="auto", score=make(loader))
+    assert loader.passes == 4
+    assert fxprune.plan_of(slim).layout == plan.layout == ("selection" if times[0] > times[1] else "coupled")
+
+
+def test_an_iterator_that_gives_its_batches_once_is_refused() -> None:
+    model = seeded(Shared(branches=3, width=12))
+    fxprune.slim(model, 0.4, image(), score=taylor(iter(Loader())))
+    with pytest.raises(fxprune.InputError, match=r"an iterator gives them once, and layout='auto' looks at two graphs"):
+        fxprune.slim(model, 0.4, image(), score=taylor(iter(Loader())), layout="auto")
 
 
 def test_the_warning_names_the_ratio_that_was_asked(monkeypatch: Any) -> None:

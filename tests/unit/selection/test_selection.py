@@ -57,6 +57,26 @@ def test_a_ratio_of_zero_removes_nothing() -> None:
     assert "_select" not in slim.code
 
 
+@pytest.mark.parametrize("layout", ["coupled", "selection", "auto"])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"floor": -1}, r"floor must be in \[0, 1\] .*, got -1"),
+        ({"floor": 1.5}, r"floor must be in \[0, 1\] .*, got 1\.5"),
+        ({"round_to": 0}, "round_to must be a positive whole number, got 0"),
+        ({"round_to": 2.5}, r"round_to must be a positive whole number, got 2\.5"),
+    ],
+)
+def test_floors_and_widths_that_make_no_sense_are_refused_in_every_layout(
+    layout: str, options: dict[str, Any], message: str
+) -> None:
+    model = seeded(Shared())
+    with pytest.raises(BudgetError, match=message):
+        fxprune.slim(model, 0.5, image(), layout=layout, **options)
+    with pytest.raises(BudgetError, match=message):
+        fxprune.plan(fxprune.analyze(model, image()), 0.5, layout=layout, **options)
+
+
 def test_floors_hold() -> None:
     model = with_gammas(seeded(Shared()), branches__0__bn=[0.1] * 6, branches__1__bn=[1.0] * 6)
     slim = selected(model, 0.5, floor=0.5)

@@ -14,7 +14,7 @@ import fxprune
 from fxprune import train
 from fxprune.errors import BudgetError, FxpruneWarning, NothingToPruneError, WeightError
 from fxprune.train.readiness import LARGE, cut_into
-from tests.unit.api.nets import Chain, image, seeded
+from tests.unit.api.nets import Chain, Residual, image, seeded
 
 
 def chain(first: list[float], second: list[float]) -> Chain:
@@ -70,6 +70,61 @@ def test_damaged_gammas_and_shares_that_make_no_sense_are_refused() -> None:
     model[1].weight.data[2] = float("nan")
     with pytest.raises(WeightError, match=r"'1\.weight' holds NaN"):
         train.readiness(model)
+
+
+def residual() -> Residual:
+    """Norms one by one have half their channels to spare; of the sum, two channels are: 0 and 1."""
+    model = seeded(Residual())
+    with torch.no_grad():
+        model.bn0.weight.copy_(torch.tensor([0, 1e-9, 1e-9, 0, 1.0, 1.0, 1.0, 1.0]))
+        model.bn2.weight.copy_(torch.tensor([0, 1e-9, 1.0, 1.0, 0, 1e-9, 1.0, 1.0]))
+        model.bn1.weight.copy_(torch.tensor([1e-9, 1.0, 0, 1.0, 1.0, -1e-8]))
+    return model
+
+
+def test_with_a_graph_whole_coupling_classes_are_counted_and_slim_does_not_warn() -> None:
+    model = residual()
+    graph = fxprune.analyze(model, image())
+    found = train.readiness(model, graph=graph)
+    assert found.spare == pytest.approx((2 * 2 + 3) / 22)  # a channel of the sum counts for both its norms
+    assert [(layer.name, layer.channels) for layer in found.layers] == [("stem.weight", 8), ("conv1.weight", 6)]
+    assert [layer.spare for layer in found.layers] == pytest.approx([2 / 8, 3 / 6])
+    assert found.overall.channels == 14
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        slim = fxprune.slim(model, found.spare, image())
+    assert fxprune.plan_of(slim).achieved == pytest.approx(found.spare)
+    alone = train.readiness(model).spare
+    assert alone > found.spare
+    with pytest.warns(FxpruneWarning, match="cuts into large scale factors"):
+        fxprune.slim(model, alone, image())
+    assert "stem.weight" in str(found)
+    assert found.flattened() == ()
+
+
+def test_with_a_graph_only_channels_that_can_go_are_counted() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.BatchNorm2d(6)).double().eval()
+    with torch.no_grad():
+        model[1].weight.copy_(torch.tensor([0.0, 1e-9] + [1.0] * 6))
+        model[4].weight.zero_()  # in front of the output
+    graph = fxprune.analyze(model, image())
+    assert train.readiness(model).spare > 0.5
+    assert train.readiness(model, graph=graph).spare == pytest.approx(2 / 8)
+    assert train.readiness(nn.DataParallel(model), graph=graph).spare == pytest.approx(2 / 8)
+    kept = fxprune.analyze(model, image(), keep=("0",))
+    with pytest.raises(NothingToPruneError, match="no gamma of Sequential belongs to a channel that can go"):
+        train.readiness(model, graph=kept)
+
+
+def test_with_a_graph_floors_hold_and_equal_gammas_go_or_stay_together() -> None:
+    model = chain([1e-8, 2e-8] * 4, [1.0] * 10)
+    graph = fxprune.analyze(model, image())
+    assert train.readiness(model, graph=graph).spare == pytest.approx(7 / 18)
+    assert train.readiness(model, graph=graph, floor=0.5).spare == pytest.approx(4 / 18)
+    wide = nn.Sequential(nn.Conv2d(3, 300, 3), nn.BatchNorm2d(300), nn.Conv2d(300, 3, 3)).double().eval()
+    assert train.readiness(wide, graph=fxprune.analyze(wide, image())).spare == 0
+    with pytest.raises(BudgetError, match="floor must be in"):
+        train.readiness(model, graph=graph, floor=-1)
 
 
 def test_no_gamma_is_an_error() -> None:

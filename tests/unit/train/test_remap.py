@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -117,6 +118,55 @@ def test_training_goes_on_as_if_nothing_had_been_removed(kind: str, dtype: torch
     close = {"rtol": 1e-9, "atol": 1e-12} if dtype is torch.float64 else {"rtol": 1e-4, "atol": 1e-5}
     for name, parameter in slim.named_parameters():
         torch.testing.assert_close(parameter.detach(), expected[name].detach(), **close)
+
+
+WRAPPED: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "compiled": torch.compile,
+    "parallel": nn.DataParallel,
+    "both": lambda model: nn.DataParallel(torch.compile(model)),
+}
+
+
+@pytest.mark.parametrize("wrap", list(WRAPPED))
+def test_what_wraps_a_model_is_looked_through(wrap: str) -> None:
+    model = seeded(Residual())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    step(model, optimizer, 0)
+    slim = fxprune.slim(model, 0.4, image())
+    expected = train.remap_optimizer(optimizer, model, slim)
+    wrapped, small = WRAPPED[wrap](model), WRAPPED[wrap](slim)
+    for first, second in ((wrapped, slim), (model, small), (wrapped, small)):
+        new = train.remap_optimizer(optimizer, first, second)
+        assert [len(g["params"]) for g in new.param_groups] == [len(list(slim.parameters()))]
+        for parameter in slim.parameters():
+            assert torch.equal(new.state[parameter]["momentum_buffer"], expected.state[parameter]["momentum_buffer"])
+        cut = train.remap_state(wrapped.state_dict(), first, second)
+        slim.load_state_dict(cut)
+        assert train.remap_state(model.state_dict(), first, second).keys() == cut.keys()
+    averaged = AveragedModel(model)
+    averaged.update_parameters(model)
+    average = train.remap_averaged(averaged, wrapped, small, image())
+    torch.testing.assert_close(average(image()), fxprune.apply(model, fxprune.plan_of(slim), image())(image()))
+
+
+def test_a_wrapped_slim_model_is_cut_in_a_second_round_from_where_it_was() -> None:
+    first = fxprune.slim(seeded(Residual()), 0.3, image(), score="random", absorb=False)
+    second = fxprune.slim(first, 0.4, image(), score="random", absorb=False)
+    state = train.remap_state(first.state_dict(), nn.DataParallel(first), second)
+    torch.testing.assert_close(state, dict(second.state_dict()))
+
+
+def test_no_name_in_common_is_refused() -> None:
+    model = seeded(Chain())
+    slim = fxprune.slim(model, 0.4, image())
+    holder = nn.ModuleDict({"net": model})
+    with pytest.raises(
+        PlanMismatchError, match=r"share no name\. ModuleDict has 'net\.conv1\.weight', \.\.\.; the slim one has 'conv1\.weight'"
+    ):
+        train.remap_optimizer(torch.optim.SGD(holder.parameters(), lr=0.1), holder, slim)
+    with pytest.raises(PlanMismatchError, match=r"this state shares no name with the model: it has 'net\.conv1\.weight'"):
+        train.remap_state(holder.state_dict(), model, slim)
+    assert train.remap_state({}, model, slim) == {}
 
 
 def test_groups_keep_their_options_and_members() -> None:

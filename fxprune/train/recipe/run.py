@@ -163,11 +163,14 @@ def _slimmed(run: Run, state: State) -> State:
     settings = run.settings
     model = restored(settings, state, run.images).eval()
     inputs = example(run.images, dtype_of(state.model))
-    ratio = settings.ratio
+    ratio, graph = settings.ratio, fxprune.analyze(model, inputs)
     if settings.passes > 1:
-        ratio = below_quantile(fxprune.analyze(model, inputs), ratio, settings.the_floor, settings.layout)
-    if gammas(model):
-        run.journal.say(f"{readiness(model).spare:.0%} of the channels are to spare; {ratio:.0%} will go")
+        ratio = below_quantile(graph, ratio, settings.the_floor, settings.layout)
+    if any(group.gammas for group in graph.groups):
+        coupled = graph if settings.layout == "coupled" else None
+        run.journal.say(
+            f"{readiness(model, graph=coupled, floor=settings.the_floor).spare:.0%} of the channels are to spare; {ratio:.0%} will go"
+        )
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always", FxpruneWarning)
         slim, notes = _smaller(settings, model, inputs, ratio)

@@ -57,10 +57,6 @@ best; one seed each. The control gains eight points, because it learns what JPEG
 what half of its MACs did, too. A look at the data, a refit and distillation are worth one and a half points after all these steps, and
 cutting first another third of one.
 """,
-    "adapted": """The other order: the pretrained network is fine-tuned for 1,950 steps before the cut (*adapted*), and the slim one learns
-from it for as many steps again; the control goes on for these. Learning from a network that knows JPEG does not replace steps of one's
-own: the slim network ends where it did without that, and the control is half a point better.
-""",
     "mlp": """784-500-300-10 with batch norms: 15 epochs with sparsity, `Budget(params=0.156)` and plain gammas, 15 epochs of fine-tuning;
 the control trains for 30. *distillation*: the slim network learns from the control. That, and the score, were chosen on the first seed's
 test images; the other seeds came after. The paper's errors are those of its table 1.

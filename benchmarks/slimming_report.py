@@ -108,8 +108,8 @@ def half(rows: Sequence[Facts]) -> list[str]:
     parts: list[str] = []
     columns = ("network", "seeds", "MACs", "parameters", "before the last training", "after", "against the control")
     lines = []
-    order = {"control": 0, "sparse": 1, "adapted": 2}
-    for network, own in grouped(sorted(rows, key=lambda row: order.get(row["way"], 3)), lambda row: row["network"]).items():
+    order = {"control": 0, "sparse": 1}
+    for network, own in grouped(sorted(rows, key=lambda row: order.get(row["way"], 2)), lambda row: row["network"]).items():
         control = {row["seed"] % 100: row["after"] for row in own if row["way"] == "control"}
         for way, group in grouped(own, lambda row: row["way"]).items():
             apart = [row["after"] - control[row["seed"] % 100] for row in group if row["seed"] % 100 in control]
@@ -265,7 +265,6 @@ SECTIONS: dict[str, tuple[str, Callable[[Sequence[Facts]], list[str]]]] = {
     "cuts-vgg": ("VGG-16 of a quarter of the width: before any training", cuts),
     "curve": ("ResNet-20, from 20 to 80 % fewer MACs: fine-tuned", curve),
     "half": ("ResNet-20 and ResNet-56 at half of the MACs", half),
-    "adapted": ("ResNet-20 and ResNet-56 at half of the MACs, adapted before the cut", half),
     "mlp": ("A perceptron on MNIST", mlp),
     "passes": ("Several passes", passes),
     "paper": ("The paper's networks", paper),

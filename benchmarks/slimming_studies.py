@@ -177,11 +177,8 @@ HALF = {
 }
 CHOSEN = "Fisher, refit, distillation, cut first"  # the best of ResNet-20's first seed: all other cells have this one alone
 HALF_WAYS = {
-    "Fisher, refit, distillation": Way("fisher", repair=True, distill=True),
-    "gamma:log, refit, distillation": Way("gamma:log", repair=True, distill=True),
     "gamma:log": Way("gamma:log"),
     CHOSEN: Way("fisher", repair=True, distill=True, first=True),
-    "Fisher, refit, distillation, cut first, rate 0.1": Way("fisher", repair=True, distill=True, first=True, rate=0.1),
 }
 
 
@@ -209,36 +206,6 @@ def _half(
     desk: Desk, path: Path, name: str, model: nn.Module, way_name: str, way: Way, how: Training, seed: int, teacher: nn.Module
 ) -> Facts:
     return {"network": name} | _at(desk, path, model, way_name, way, 0.5, how, seed, seed + 100, teacher)
-
-
-# adapted: the whole network is fine-tuned before the cut, and as long again after it; the control is not cut
-
-
-@dataclass(frozen=True)
-class Adapted:
-    """The training before the cut, that after it, and how many seeds."""
-
-    first: Training
-    then: Training
-    seeds: int
-
-
-ADAPTED = {
-    "resnet20": Adapted(Training(steps=1950), Training(steps=1950), 1),
-}
-ADAPTED_WAY = "Fisher, refit, distillation"
-
-
-def adapted(desk: Desk, name: str) -> None:
-    """Per seed: the first training, the control, and the slim network, which learns from what was cut."""
-    data, plan = desk.images(), ADAPTED[name]
-    for seed in desk.range(plan.seeds):
-        model, stem = desk.pretrained(name), f"adapted/{name}-seed{seed}"
-        desk.cell(f"{stem}-adapted", whole, model, plan.first, data, seed, {"network": name, "way": "adapted"})
-        desk.reload(model, f"{stem}-adapted")
-        desk.cell(f"{stem}-control", whole, model, plan.then, data, seed + 100, {"network": name, "way": "control"})
-        cell, way = f"{stem}-{slug(ADAPTED_WAY)}", Way("fisher", repair=True, distill=True)
-        desk.cell(cell, _half, name, model, ADAPTED_WAY, way, plan.then, seed, model)
 
 
 # mlp: the paper's perceptron
@@ -385,7 +352,6 @@ STUDIES: dict[str, Callable[[Desk], None]] = {
     "half-resnet20": partial(half, name="resnet20"),
     "half-resnet20-long": partial(half, name="resnet20, ten epochs"),
     "half-resnet56": partial(half, name="resnet56"),
-    "adapted-resnet20": partial(adapted, name="resnet20"),
     "mlp": mlp,
     "passes": passes,
     "paper": paper,

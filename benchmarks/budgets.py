@@ -219,11 +219,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="*", default=[*NETWORKS, *MORE])
     parser.add_argument("--latency", action="store_true", help="latency budgets instead")
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path, help="write the measurements to this file")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no network after that time")
     options = parser.parse_args()
     warnings.simplefilter("ignore", fxprune.FxpruneWarning)
-    torch.set_num_threads(1)
+    torch.set_num_threads(options.threads)
     show = timed_table if options.latency else table
     rows = json.loads(options.json.read_text())["rows"] if options.json and options.json.exists() else []
     begin = time.perf_counter()

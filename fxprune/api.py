@@ -98,7 +98,8 @@ def plan(
             ``(ChannelGroup) -> tensor (channels,)``, or a score that looks at data (``fxprune.score.taylor(loader, loss)``, ...).
         floor: share of each group that stays, at least one channel. 0 allows emptied layers for a ratio that ranks all channels (scope "global" or
             "threshold"); budgets, and the scopes "uniform" and "isomorphic", keep one channel even so.
-        round_to: widths of groups become multiples of this. Unless told 1; with a latency budget, what the measurements show to be cheap.
+        round_to: widths of groups become multiples of this, or stay (the plan's notes name groups that it leaves whole). Unless told 1; with
+            a latency budget, what the measurements show to be cheap.
         scope: what is ranked against what: "global" (for a budget, the most score that it can keep), "uniform" (every group loses the same share),
             "isomorphic" (every class of structurally equal groups does, with one ranking per class), "threshold" (one ranking of all channels).
 

@@ -61,7 +61,7 @@ class Problem:
 
         def going(problem: Problem) -> Mask:
             slots = problem.choices().land.slots
-            found = slots.removed([len(slot) for slot in slots.slots])
+            found = slots.removed([int(slot.allowed[-1]) for slot in slots.slots])
             for f, family in enumerate(self.graph.closed.families if wholes and problem.round_to == 1 else ()):
                 for w in free_wholes(problem, f):
                     found[family.wholes[w]] = True

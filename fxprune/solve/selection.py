@@ -12,6 +12,7 @@
 5. What a living cut reads stays, whatever its own gammas say. Blocks that are thinned in step are then left as they are.
 6. An emptied group keeps one channel, silent (plan.py, clause 4), and what a cut reads for it. Nothing is heard for its sake.
 7. The share that went is counted in gammas.
+8. ``round_to`` is for what is ranked. Groups that only liveness thins may end at any width, which a note says.
 """
 
 from __future__ import annotations
@@ -94,10 +95,22 @@ def _solve(
         return Solution(cut, ratio, 0.0)
     removed, silent = _Liveness(graph, gammas.score).settle(cut)
     gone = int(gammas.count[removed].sum())
-    notes = order_rounded_to_nothing(among, scored, floor, round_to, order)
+    notes = (*order_rounded_to_nothing(among, scored, floor, round_to, order), *_odd(graph, removed, round_to))
     if silent:
         notes = (f"{len(silent)} emptied group(s) keep one channel each that nobody hears", *notes)
     return Solution(removed, ratio, gone / gammas.total, notes, silent)
+
+
+def _odd(graph: ChannelGraph, removed: Mask, round_to: int) -> tuple[str, ...]:
+    """Clause 8."""
+    left = [(group, int((~removed[group.channels]).sum())) for group in graph.groups]
+    odd = [f"{group.name} ({now} of {len(group)})" for group, now in left if now < len(group) and now % round_to]
+    if not odd:
+        return ()
+    names = ", ".join(odd[:3]) + (", ..." if len(odd) > 3 else "")
+    return (
+        f"{len(odd)} of {len(left)} groups end at widths that are no multiples of {round_to}, for nobody reads more of them: {names}",
+    )
 
 
 def _prefix(order: Order, gammas: _Gammas, target: int, ratio: float, floor: float, round_to: int) -> Ids:

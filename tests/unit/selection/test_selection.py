@@ -90,6 +90,17 @@ def test_widths_are_multiples() -> None:
     assert {len(kept(slim, f"branches.{i}.bn.weight")) % 4 for i in (0, 1)} == {0}
 
 
+def test_widths_that_are_no_multiples_are_told() -> None:
+    """Each branch keeps three channels; of the stem the five that one of them reads."""
+    model = with_gammas(Shared().eval(), branches__0__bn=[9, 8, 7, 1, 1, 1], branches__1__bn=[1, 1, 7, 8, 9, 1])
+    graph = fxprune.analyze(model, torch.randn(2, 3, 8, 8))
+    plan = fxprune.plan(graph, 0.5, layout="selection", round_to=3)
+    assert plan.kept["stem.weight"][0] == (0, 1, 2, 3, 4)
+    said = "1 of 5 groups end at widths that are no multiples of 3, for nobody reads more of them: stem.weight (5 of 6)"
+    assert said in plan.notes
+    assert not any("multiples" in note for note in fxprune.plan(graph, 0.5, layout="selection").notes)
+
+
 def test_any_score_is_a_threshold_over_channels() -> None:
     def last_first(group: Any) -> Tensor:
         return -torch.arange(len(group), dtype=torch.float64)

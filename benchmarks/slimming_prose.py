@@ -14,7 +14,7 @@ in the same order for all networks of a seed. Forward passes of trainings on CIF
 networks alike; measurements are in single precision. A *control* is the whole network, trained as long without penalty. Accuracies after
 training are of 4,000 test images (MNIST: all 10,000; the paper's networks: 1,000), those before it of the first 1,000. One standard error
 is about 0.6 points at 85 % and 4,000 images; differences between networks that saw the same images are less noisy than that. Behind means
-stand the least and the most of the seeds. These trainings have some hundred to two thousand steps, where the paper has 60,000: they show
+stand the least and the most of the seeds. These trainings have some hundred to four thousand steps, where the paper has 60,000: they show
 orders and differences, not what a network can reach.
 """
 
@@ -56,10 +56,12 @@ better one for it. ResNet-20: 1,950 steps (five epochs), and twice as many; ResN
 once and gets all steps, in an order of images of its own. Otherwise the first fifth is training with an L1 penalty on gamma (*sparse* is the
 network after it, unpruned), and the cut comes then. Slim networks learn from the control where *distillation* is said; its own training is not
 counted as theirs. That the classifier is not refitted, and that the scope is global, was chosen by trainings of 400 steps and the test images 4,000
-to 8,000, which no number here is of (85.4 % with all that, 85.0 with the classifier refitted, 84.7 with uniform widths, 84.5 at a rate of 0.1).
+to 8,000, which no number here is of (85.4 % with all that, 85.0 with the classifier refitted, 84.7 with uniform widths, 84.5 at a rate of 0.1),
+after ten epochs with a refitted classifier had missed the aim by a tenth of a point.
 
-The aim is one point below the control at most. @HALF@
-The control gains eight points, because it learns what JPEG does to images it knows; the slim network has to regain what half of its MACs did, too.
+The aim is one point below the control at most. ResNet-56 meets it (0.83 points in the mean of two seeds), and ResNet-20 does after ten
+epochs (0.88); after five, of which the first was sparse training, it is 1.12 points below. The control gains eight points, because it learns what JPEG
+does to images it knows; the slim network has to regain what half of its MACs did, too.
 """,
     "mlp": """784-500-300-10 with batch norms: 15 epochs with sparsity, `Budget(params=0.156)` and plain gammas, 15 epochs of fine-tuning;
 the control trains for 30. *distillation*: the slim network learns from the control. That, and the score, were chosen on the first seed's

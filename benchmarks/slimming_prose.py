@@ -60,8 +60,8 @@ to 8,000, which no number here is of (85.4 % with all that, 85.0 with the classi
 after ten epochs with a refitted classifier had missed the aim by a tenth of a point.
 
 The aim is one point below the control at most. ResNet-56 meets it (0.83 points in the mean of two seeds), and ResNet-20 does after ten
-epochs (0.88); after five, of which the first was sparse training, it is 1.12 points below. The control gains eight points, because it learns what JPEG
-does to images it knows; the slim network has to regain what half of its MACs did, too.
+epochs (0.88); after five, of which the first was sparse training, it is 1.12 points below. The control gains eight points, because it learns what
+JPEG does to images it knows; the slim network has to regain what half of its MACs did, too.
 """,
     "mlp": """784-500-300-10 with batch norms: 15 epochs with sparsity, `Budget(params=0.156)` and plain gammas, 15 epochs of fine-tuning;
 the control trains for 30. *distillation*: the slim network learns from the control. That, and the score, were chosen on the first seed's

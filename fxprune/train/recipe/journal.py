@@ -85,6 +85,8 @@ class Journal:
                 if isinstance(value, float) and math.isfinite(value):
                     self._writer.add_scalar(f"{row['kind']}/{name}", value, self._rows)
             self._writer.flush()
+        if self._progress is not None:
+            self._progress.refresh()  # which else comes ten times a second, and an epoch may be shorter
         if self._console is not None:
             zero = float(row["below 1e-3"])
             more = "" if math.isnan(zero) else f", {zero:.0%} of gammas below 1e-3"

@@ -93,9 +93,9 @@ def plan(
         layout: "coupled": a channel goes when its whole coupling class goes. "selection": every batch norm drops its own channels, behind a
             select where others need them (docs/selection.md); it takes a ratio, no budget. "auto": the faster of both at the same score: the layout
             that keeps more of the scale factors at this ratio goes on removing while it keeps as much as the other one.
-        score: "auto" ("gamma" where every group has one, else "magnitude"; for a budget, "gamma:log" and "magnitude:log"), the name of a score of the
-            weights ("gamma", "magnitude", "l1", ...; ``fxprune.score.NAMED``), "name:normalisation", a callable
-            ``(ChannelGroup) -> tensor (channels,)``, or a score that looks at data (``fxprune.score.taylor(loader, loss)``, ...).
+        score: "auto" ("gamma" where every group has one, else "magnitude"; for a budget, but with scope "threshold", "gamma:log" and
+            "magnitude:log"), the name of a score of the weights ("gamma", "magnitude", "l1", ...; ``fxprune.score.NAMED``), "name:normalisation",
+            a callable ``(ChannelGroup) -> tensor (channels,)``, or a score that looks at data (``fxprune.score.taylor(loader, loss)``, ...).
         floor: share of each group that stays, at least one channel. 0 allows emptied layers for a ratio that ranks all channels (scope "global" or
             "threshold"); budgets, and the scopes "uniform" and "isomorphic", keep one channel even so.
         round_to: widths of groups become multiples of this, or stay (the plan's notes name groups that it leaves whole). Unless told 1; with

@@ -63,7 +63,8 @@ def slim(
     scope: Annotated[
         Scope,
         typer.Option(
-            help="What is ranked against what: everything, or within groups, or classes of groups, that lose equal shares."
+            help="What is ranked against what: everything, or within groups, or classes of groups, that lose equal shares. "
+            "'threshold': one ranking of all channels, for a budget too."
         ),
     ] = "global",
     absorb: Annotated[

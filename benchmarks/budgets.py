@@ -179,11 +179,8 @@ def by_macs_plan(
 
 def timed_table(rows: Sequence[dict[str, Any]]) -> str:
     """Latency budgets as Markdown."""
-    lines = [
-        "| network | asked | achieved | ms | predicted / measured (of shares) | MACs (felt) | rounds | kept | gap | uniform keeps "
-        "| MACs keep | seconds |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    heads = "network, asked, achieved, ms, predicted / measured (of shares), MACs (felt), rounds, kept, gap, uniform keeps, MACs keep, seconds"
+    lines = [f"| {heads.replace(', ', ' | ')} |", "|---" * 12 + "|"]
     for own in rows:
         asked = ", ".join(f"{kind} {share:.0%}" for kind, share in own["budget"].items())
         if "refused" in own:

@@ -18,8 +18,7 @@ import numpy as np
 
 from fxprune.absorb.arrivals import Arrival
 from fxprune.absorb.propagate import Findings, propagate
-from fxprune.capture.eager import EagerCaptured
-from fxprune.errors import CaptureError
+from fxprune.capture.eager import followed
 from fxprune.graph.channels import ChannelGraph
 from fxprune.provenance.factor import Ids, Mask
 
@@ -32,13 +31,7 @@ def dead_channels(graph: ChannelGraph, settle: Settle) -> tuple[Mask, Mask]:
     Raises:
         CaptureError: an eager module (clause 5).
     """
-    captured = graph.program.captured
-    if isinstance(captured, EagerCaptured):
-        raise CaptureError(
-            f"{captured.name} runs as an eager module only: no tracer takes it, and what is dead can be told only from a program that can be "
-            "followed node by node. Nothing was looked at. fxprune.slim takes it, with a ratio.",
-            got=captured.name,
-        )
+    followed(graph.program.captured)
     found = propagate(graph, np.zeros(graph.closed.count, np.bool_), {}, expected=False, everywhere=True)
     allowed = np.zeros(graph.closed.count, np.bool_)
     for group in graph.groups:

@@ -50,6 +50,20 @@ def as_it_is(model: nn.Module) -> EagerCaptured:
     return EagerCaptured(root, fx.Graph(), type(model).__name__, HOW, (NOTE,))
 
 
+def followed(captured: Captured) -> None:
+    """For those who follow what nodes compute.
+
+    Raises:
+        CaptureError: there are none (clause 1).
+    """
+    if isinstance(captured, EagerCaptured):
+        raise CaptureError(
+            f"{captured.name} runs as an eager module only: no tracer takes it, and what is dead can be told only from a program that can be "
+            "followed node by node. Nothing was looked at. fxprune.slim takes it, with a ratio.",
+            got=captured.name,
+        )
+
+
 def tensors_in(value: Any) -> list[Tensor]:
     """The tensors of whatever a module returns: containers, dataclasses, and the attributes of objects of unknown classes; each once."""
     found: list[Tensor] = []

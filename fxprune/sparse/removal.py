@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 
+from fxprune.capture.eager import followed
 from fxprune.capture.inputs import Inputs
 from fxprune.errors import VerificationError
 from fxprune.graph.channels import ChannelGraph
@@ -66,6 +67,7 @@ def remove_neurons(model: nn.Module, example_inputs: Any = None) -> Removed:
     """Clauses 1 to 3. ``model`` is only read; masks that it holds count as zeros.
 
     Raises:
+        CaptureError: an eager module, which has no nodes to follow.
         FxpruneError: what ``fxprune.analyze`` and ``fxprune.apply`` raise.
         VerificationError: the result does not compute what the model computes.
     """
@@ -73,6 +75,7 @@ def remove_neurons(model: nn.Module, example_inputs: Any = None) -> Removed:
     cutting = permanent(model).eval()
     subject = study(cutting, example_inputs)
     inputs, program = subject.inputs, subject.graph.program
+    followed(program.captured)
     cut = cascade(cutting, subject.graph, inputs)
     gone = cut.removable[subject.graph.closed.component]  # per atom: the compiler may close the couplings anew
     notes: tuple[tuple[str, str, int], ...] = ()

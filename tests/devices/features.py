@@ -224,9 +224,13 @@ def dead(case: Case) -> None:
     try:
         for merge in (False, True):
             case.home(fxprune.eliminate_dead_channels(model, case.inputs, merge_duplicates=merge))
-    except fxprune.CaptureError:  # what runs as an eager module only cannot be looked at
-        if isinstance(fxprune.slim(case.model, 0.3, case.inputs), torch.fx.GraphModule):
-            raise
+    except fxprune.CaptureError:
+        no_program(case)
+
+
+def no_program(case: Case) -> None:
+    """What runs as an eager module only cannot be followed; everything else can."""
+    assert not isinstance(fxprune.slim(case.model, 0.3, case.inputs), torch.fx.GraphModule)
 
 
 def again(case: Case) -> None:
@@ -277,7 +281,10 @@ def single_weights(case: Case) -> None:
 def neurons(case: Case) -> None:
     model = copy.deepcopy(case.model)
     sparse.set_masks(model, sparse.by_density(model, 0.1, scope="global"))
-    case.home(sparse.remove_neurons(model, case.inputs).module)
+    try:
+        case.home(sparse.remove_neurons(model, case.inputs).module)
+    except fxprune.CaptureError:
+        no_program(case)
 
 
 def to_csr(case: Case) -> None:

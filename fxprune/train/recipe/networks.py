@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,9 @@ from fxprune.train.recipe.checkpoint import State, load_state
 from fxprune.train.recipe.settings import Settings
 
 FETCHED = ("mnist", "cifar10", "cifar100", "svhn")  # by torchvision
+# What torch.load and load_state_dict raise of files that hold something else, and how many lines of it are shown.
+UNFIT = (RuntimeError, LookupError, AttributeError, TypeError, ValueError, EOFError, pickle.UnpicklingError)
+LINES = 3
 MLP = "mlp-"  # mlp-500-300: a perceptron with these hidden widths
 
 
@@ -48,13 +52,18 @@ def build(settings: Settings, classes: int, shape: tuple[int, int, int]) -> nn.M
     """The unpruned network with the random weights of the run's seed, or those of its file.
 
     Raises:
-        ValueError: a name that is neither the zoo's nor torchvision's.
+        FileNotFoundError: there is no such file of weights.
+        ValueError: a name that is neither the zoo's nor torchvision's, or a file that does not hold this network's weights.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         model = _named(settings, classes, shape)
     if settings.weights:
-        zoo.load_pretrained(model, Path(settings.weights))
+        try:
+            zoo.load_pretrained(model, Path(settings.weights))
+        except UNFIT as error:
+            reason = "\n".join(f"{type(error).__name__}: {error}".splitlines()[:LINES])
+            raise ValueError(f"{settings.weights} does not hold the weights of {settings.network}. {reason}") from error
     return model
 
 

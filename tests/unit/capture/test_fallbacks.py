@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 import fxprune
+from fxprune import sparse
 from fxprune.capture.eager import HOW as EAGER
 from fxprune.capture.export import HOW as EXPORT
 from fxprune.errors import VerificationError
@@ -257,6 +258,14 @@ def test_what_is_dead_in_an_eager_module_is_not_known(
     model = randomised(make())
     with pytest.raises(fxprune.CaptureError, match=rf"{make.__name__} runs as an eager module only: .* Nothing was looked at"):
         fxprune.eliminate_dead_channels(model, image(*shape), merge_duplicates=merge_duplicates, verify=verify)
+
+
+@pytest.mark.parametrize(("make", "shape"), [(Branching, (2, 3, 6, 6)), (Unread, (3, 4))])
+def test_neurons_of_an_eager_module_are_not_known(make: type[nn.Module], shape: tuple[int, ...]) -> None:
+    model = randomised(make())
+    sparse.set_masks(model, sparse.by_density(model, 0.1, scope="global"))
+    with pytest.raises(fxprune.CaptureError, match=rf"{make.__name__} runs as an eager module only: .* Nothing was looked at"):
+        sparse.remove_neurons(model, image(*shape))
 
 
 def test_a_slim_eager_module_trains() -> None:

@@ -343,6 +343,19 @@ def test_pretrained_scale_factors_stay_unless_told(tmp_path: Path, gamma: float,
         assert torch.equal(state.model[name], wanted), name
 
 
+@pytest.mark.parametrize("content", ["other widths", "no dict", "a pickled class", "no file of torch's", "nothing"])
+def test_weights_of_something_else_are_refused_by_name(tmp_path: Path, content: str) -> None:
+    file = tmp_path / "given.pt"
+    held: dict[str, Any] = {"other widths": fxprune.zoo.mlp(64, 8, 10).state_dict(), "no dict": [1], "a pickled class": Path()}
+    if content in held:
+        torch.save(held[content], file)
+    else:
+        file.write_bytes(b"hello" if content != "nothing" else b"")
+    settings = Settings(network="mlp-16-12", weights=str(file), epochs=0, tune_epochs=0, ratio=0.0)
+    with pytest.raises(ValueError, match=r"given\.pt does not hold the weights of mlp-16-12\. \w+Error: "):
+        done(settings, tmp_path / "run")
+
+
 def test_results_are_written_though_the_process_was_killed_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def killed(*_: Any) -> None:
         raise KilledError

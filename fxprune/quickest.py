@@ -9,6 +9,7 @@ thin ones, which a runtime serves badly. Which serves best depends on the runtim
    A candidate that cannot be had, as a plan or as a network, is left out; so is one that keeps less than ``least`` of what the best one keeps.
 3. ``run`` makes a call of each slim network, in evaluation mode: of its deployed form, unless told something else, such as a session of another
    runtime. Calls are timed in turns (timing.py). The fastest wins that can be verified; what ``slim`` finds too large to verify is not.
+4. No slim network is held here while calls are timed: what calls hold is all the memory that candidates take. The fastest is made again.
 """
 
 from __future__ import annotations
@@ -126,24 +127,25 @@ def quickest(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FxpruneWarning)  # of candidates that are not taken, too
         plans, absent = _candidates(partial(plan, graph, score=seen, floor=floor), budget, multiples)
-        slims = _made(plans, absent, lambda own: apply(model, own, example_inputs, verify=False))
-    if not slims:
+        made = partial(_slim, model, example_inputs)
+        plans = _feasible(plans, absent, made)
+    if not plans:
         raise BudgetError(
             f"no plan meets {budget!r}: {'; '.join(f'{name}: {why}' for name, why in absent.items())}.", got=repr(budget)
         )
-    kept = _kept(graph, {name: plans[name] for name in slims}, seen)
+    kept = _kept(graph, plans, seen)
     best = max(kept.values())
     poor = {name: f"keeps {own / best:.1%} of the best score" for name, own in kept.items() if own < least * best}
     absent |= poor
-    slims = {name: slim.eval() for name, slim in slims.items() if name not in poor}
+    plans = {name: own for name, own in plans.items() if name not in poor}
     call = partial(_deployed, example_inputs=example_inputs) if run is None else run
     with torch.no_grad():
-        calls = [call(slim) for slim in slims.values()]
+        calls = [call(made(own).eval()) for own in plans.values()]
         times = interleaved(calls, _device(graph), seconds * len(calls))
-    timed = sorted(zip(map(typical, times), slims, strict=True))
+    timed = sorted(zip(map(typical, times), plans, strict=True))
     candidates = tuple(Candidate(name, plans[name], kept[name], taken) for taken, name in timed)
     if not verify or sum(p.numel() for p in model.parameters()) > VERIFIED_PARAMETERS:
-        return Quickest(slims[candidates[0].name].train(model.training), candidates, absent)
+        return Quickest(made(candidates[0].plan), candidates, absent)
     for place, one in enumerate(candidates):
         found = _tried(partial(apply, model, one.plan, example_inputs))
         if not isinstance(found, FxpruneError):
@@ -153,11 +155,17 @@ def quickest(
     raise failure
 
 
-def _made(plans: dict[str, Plan], absent: dict[str, str], make: Callable[[Plan], fx.GraphModule]) -> dict[str, fx.GraphModule]:
-    """The networks of the plans; a reason for each that there is none of (clause 2)."""
-    tried = {name: _tried(partial(make, own)) for name, own in plans.items()}
-    absent |= {name: _reason(found) for name, found in tried.items() if isinstance(found, FxpruneError)}
-    return {name: found for name, found in tried.items() if not isinstance(found, FxpruneError)}
+def _slim(model: nn.Module, example_inputs: Any, own: Plan) -> fx.GraphModule:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FxpruneWarning)
+        return apply(model, own, example_inputs, verify=False)
+
+
+def _feasible(plans: dict[str, Plan], absent: dict[str, str], make: Callable[[Plan], fx.GraphModule]) -> dict[str, Plan]:
+    """The plans that there is a network of; a reason for each of the others (clause 2)."""
+    reasons = {name: _reason(made) for name, own in plans.items() if isinstance(made := _tried(partial(make, own)), FxpruneError)}
+    absent |= reasons
+    return {name: own for name, own in plans.items() if name not in reasons}
 
 
 def _tried(make: Callable[[], Made]) -> Made | FxpruneError:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import sys
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -159,3 +161,24 @@ def test_calls_are_of_networks_in_evaluation_mode_and_the_mode_is_the_models(
         assert found.model.training
     assert modes
     assert not any(modes)
+
+
+def test_only_calls_hold_networks(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A session of another runtime needs no module: ten candidates of a large network must not be held beside ten sessions."""
+    known: list[weakref.ref[nn.Module]] = []
+    alive: list[int] = []
+
+    def run(slim: nn.Module) -> Callable[[], float]:
+        known.append(weakref.ref(slim))
+        return lambda: float(len(known))
+
+    def interleaved(calls: Sequence[Callable[[], Any]], device: torch.device, limit: float) -> list[list[float]]:
+        del device, limit
+        gc.collect()
+        alive.append(sum(one() is not None for one in known))
+        return [[one()] for one in calls]
+
+    monkeypatch.setattr(home, "interleaved", interleaved)
+    found = call(model, IMAGE, Budget(macs=0.5), run=run, round_to=(2,))
+    assert len(known) == len(found.candidates) > 3
+    assert alive == [0]

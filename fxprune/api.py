@@ -32,7 +32,7 @@ from fxprune.solve.budgeted import check_asked, solve_budget, solve_share
 from fxprune.solve.plans import to_plan
 from fxprune.solve.ranked import ranking
 from fxprune.solve.ratio import Solution, check_options, check_ratio, solve_ratio
-from fxprune.solve.scopes import RANKING, check_scope
+from fxprune.solve.scopes import ONE, RANKING, check_scope
 from fxprune.solve.selection import ranked, select_channels
 from fxprune.timed import Once, lacks_table, meeting, rounded, with_table
 from fxprune.train.readiness import warn_if_large
@@ -93,15 +93,16 @@ def plan(
         layout: "coupled": a channel goes when its whole coupling class goes. "selection": every batch norm drops its own channels, behind a
             select where others need them (docs/selection.md); it takes a ratio, no budget. "auto": the faster of both at the same score: the layout
             that keeps more of the scale factors at this ratio goes on removing while it keeps as much as the other one.
-        score: "auto" ("gamma" where every group has one, else "magnitude"; for a budget, but with scope "threshold", "gamma:log" and
+        score: "auto" ("gamma" where every group has one, else "magnitude"; for a budget, but with scopes "threshold" and "below", "gamma:log" and
             "magnitude:log"), the name of a score of the weights ("gamma", "magnitude", "l1", ...; ``fxprune.score.NAMED``), "name:normalisation",
             a callable ``(ChannelGroup) -> tensor (channels,)``, or a score that looks at data (``fxprune.score.taylor(loader, loss)``, ...).
         floor: share of each group that stays, at least one channel. 0 allows emptied layers for a ratio that ranks all channels (scope "global" or
-            "threshold"); budgets, and the scopes "uniform" and "isomorphic", keep one channel even so.
+            "threshold"); budgets, and the other scopes, keep one channel even so.
         round_to: widths of groups become multiples of this, or stay (the plan's notes name groups that it leaves whole). Unless told 1; with
             a latency budget, what the measurements show to be cheap.
         scope: what is ranked against what: "global" (for a budget, the most score that it can keep), "uniform" (every group loses the same share),
-            "isomorphic" (every class of structurally equal groups does, with one ranking per class), "threshold" (one ranking of all channels).
+            "isomorphic" (every class of structurally equal groups does, with one ranking per class), "threshold" (one ranking of all channels),
+            "below" (the same, with widths rounded down).
 
     Raises:
         BudgetError: a ratio or budget that makes no sense or cannot be reached, both, or neither.
@@ -176,7 +177,7 @@ def _solved(
     graph: ChannelGraph, ratio: float | None, budget: Budget | None, score: str | Score, floor: float, round_to: int, scope: str
 ) -> tuple[Scored, Solution]:
     """What goes in the coupled layout. A budget keeps the largest sum: scores without a unit of their own are made shares (score/normalise.py)."""
-    if budget is not None and score == "auto" and graph.groups and scope != "threshold":
+    if budget is not None and score == "auto" and graph.groups and scope not in ONE:
         score = "gamma:log" if all(group.gammas for group in graph.groups) else "magnitude:log"
     scored = score_groups(graph.groups, score)
     if budget is not None:

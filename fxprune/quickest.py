@@ -38,7 +38,7 @@ from fxprune.solve.ratio import check_options
 from fxprune.solve.slots import score_values
 from fxprune.timing import interleaved, typical
 
-SCOPES = ("global", "isomorphic", "uniform", "threshold")
+SCOPES = ("global", "isomorphic", "uniform", "threshold", "below")
 LEAN = SCOPES[:2]
 USED, HALVINGS = 0.97, 6
 

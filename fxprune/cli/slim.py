@@ -22,7 +22,7 @@ from fxprune.cli.options import Arguments, Json, Model, RankedBy, Report, Shapes
 from fxprune.cli.talk import answer, aside, busy, command
 
 Layout = Literal["coupled", "selection", "auto"]
-Scope = Literal["global", "uniform", "isomorphic", "threshold"]
+Scope = Literal["global", "uniform", "isomorphic", "threshold", "below"]
 Absorb = Literal["yes", "exact", "no"]
 ABSORB: dict[str, bool | str] = {"yes": True, "exact": "exact", "no": False}
 BOUNDS = {

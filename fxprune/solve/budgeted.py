@@ -25,7 +25,7 @@ from fxprune.solve.landscape import Limit
 from fxprune.solve.limits import limits
 from fxprune.solve.optimise import Problem, bound_on, dead_wholes, free_wholes, optimise
 from fxprune.solve.ratio import Solution, channel_weights, check_options, check_ratio, nothing
-from fxprune.solve.scopes import Shares, plain
+from fxprune.solve.scopes import ONE, Shares, plain
 from fxprune.solve.slack import unused
 from fxprune.solve.slots import leasts, score_values
 
@@ -50,7 +50,7 @@ def solve_budget(
     problem = Problem(
         graph, cost, limits(graph, cost, budget), score_values(graph, scored), leasts(graph, floor, budget.floors), round_to
     )
-    if scope == "threshold":
+    if scope in ONE:
         problem = replace(problem, ranks=plain(graph, scored))
     whole = np.zeros(graph.closed.count, np.bool_)
     if problem.met(whole):

@@ -8,11 +8,15 @@
 4. ``threshold``: one ranking of all channels by their scores (coupled means), whatever they cost and however many channels they stand for,
    within slots as between them: the rule of Network Slimming (Liu et al. 2017). Where slots share a floor, the lowest scores go. With a ratio that
    is what ``global`` does, too (ratio.py).
-5. For a budget the share is the least one that meets it; then channels come back while they fit: per slot one at most (uniform), or in the order in
-   which the class gave them up (isomorphic, threshold). In these three scopes no whole heads or groups of convolutions go.
+5. ``below``: ``threshold`` with widths rounded down. Of the channels that go together, such as ``round_to`` of them, the lowest score decides and
+   not the mean: what is below the threshold goes, and takes others with it. Widths are evener, as few channels decide about many.
+6. For a budget the share is the least one that meets it; then channels come back while they fit: per slot one at most (uniform), or in the order in
+   which the class gave them up (isomorphic, threshold, below). In these four scopes no whole heads or groups of convolutions go.
 """
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import numpy as np
 
@@ -22,7 +26,8 @@ from fxprune.provenance.factor import Ids
 from fxprune.score.scores import Scored
 from fxprune.solve.search import Choices, Numbers
 
-SCOPES = ("global", "uniform", "isomorphic", "threshold")
+SCOPES = ("global", "uniform", "isomorphic", "threshold", "below")
+ONE = ("threshold", "below")  # one ranking of plain scores
 RANKING = ("global", "threshold")  # which are the same for a ratio
 
 
@@ -55,7 +60,7 @@ def classes(graph: ChannelGraph, choices: Choices, scope: str) -> list[list[int]
     slots = choices.land.slots.slots
     if scope == "uniform":
         return [[s] for s in range(len(slots))]
-    if scope == "threshold":
+    if scope in ONE:
         return [list(range(len(slots)))]
     kinds = [structure(graph, group) for group in graph.groups]
     found: dict[object, int] = {}
@@ -79,10 +84,10 @@ def classes(graph: ChannelGraph, choices: Choices, scope: str) -> list[list[int]
     return list(members.values())
 
 
-def giving_up(choices: Choices, members: list[int], worth: Numbers | None = None) -> tuple[Ids, Ids]:
+def giving_up(choices: Choices, members: list[int], worth: Numbers | None = None, *, lowest: bool = False) -> tuple[Ids, Ids]:
     """The order in which the slots of a class give up steps, the lowest mean scores first: slots, and the channels gone after each.
 
-    ``worth``: per channel, what is ranked instead of what the plan loses.
+    ``worth``: per channel, what is ranked instead of what the plan loses; ``lowest``: the least of it in each step instead of the mean.
     """
     owners, keys, sizes = [], [], []
     for s in members:
@@ -90,9 +95,13 @@ def giving_up(choices: Choices, members: list[int], worth: Numbers | None = None
         steps = np.diff(slot.allowed)
         size = np.diff(sum(slot.groups.values(), np.zeros(len(slot) + 1, np.int64))[slot.allowed])
         loss = slot.loss if worth is None else np.cumsum([0.0, *(worth[step].sum() for step in slot.steps)])
-        means = np.maximum.accumulate(np.diff(loss[slot.allowed]) / np.maximum(size, 1))  # bundles stay in order
+        ranks = np.diff(loss[slot.allowed]) / np.maximum(size, 1)
+        if lowest and worth is not None:
+            single = [float(worth[step].mean()) for step in slot.steps]
+            ranks = np.array([min(single[a:b]) for a, b in pairwise(slot.allowed.tolist())])
+        ranks = np.maximum.accumulate(ranks)  # bundles stay in order
         owners += [s] * len(steps)
-        keys += list(zip(means.tolist(), (np.arange(len(steps)) / max(len(steps), 1)).tolist(), strict=True))
+        keys += list(zip(ranks.tolist(), (np.arange(len(steps)) / max(len(steps), 1)).tolist(), strict=True))
         sizes += size.tolist()
     order = sorted(range(len(owners)), key=lambda i: (*keys[i], i))
     return np.array([owners[i] for i in order], np.int64), np.cumsum([sizes[i] for i in order], dtype=np.int64)
@@ -111,8 +120,8 @@ class Shares:
 
     def __init__(self, graph: ChannelGraph, choices: Choices, scope: str, scored: Scored) -> None:
         self.choices = choices
-        worth = plain(graph, scored) if scope == "threshold" else None
-        self.orders = [giving_up(choices, own, worth) for own in classes(graph, choices, scope)]
+        worth = plain(graph, scored) if scope in ONE else None
+        self.orders = [giving_up(choices, own, worth, lowest=scope == "below") for own in classes(graph, choices, scope)]
         self.dear = self._places(self.orders[0][0]) if worth is not None and self.orders else None
         self.totals = []
         for slots, _ in self.orders:

@@ -67,7 +67,7 @@ def test_budgets_are_met(case: Case, amounts: dict[str, float]) -> None:
 
 
 @share(0.1)
-@given(cases(most=6), amounts, st.sampled_from(["uniform", "isomorphic", "threshold"]))
+@given(cases(most=6), amounts, st.sampled_from(["uniform", "isomorphic", "threshold", "below"]))
 def test_other_scopes_meet_budgets_too(case: Case, amounts: dict[str, float], scope: str) -> None:
     found = slimmed(case, amounts, scope=scope)
     if found is not None:
@@ -92,7 +92,7 @@ def test_the_same_problem_has_the_same_plan(case: Case, amounts: dict[str, float
 @given(
     cases(most=6),
     st.one_of(amounts, st.sampled_from([0.2, 0.5])),
-    st.sampled_from(["global", "uniform", "isomorphic", "threshold"]),
+    st.sampled_from(["global", "uniform", "isomorphic", "threshold", "below"]),
     st.sampled_from([0.05, 0.3, 0.6]),
     st.sampled_from([1, 2, 3, 4]),
 )

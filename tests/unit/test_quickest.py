@@ -52,7 +52,7 @@ def test_the_fastest_of_plans_that_meet_the_budget(model: nn.Module, monkeypatch
     found = call(model, IMAGE, Budget(macs=0.5), run=timed_by(monkeypatch, widest), round_to=(2, 4))
     names = [one.name for one in found.candidates]
     assert len(names) == len(set(names)) > 3
-    assert {name.split(",")[0] for name in [*names, *found.absent]} == {"global", "isomorphic", "uniform", "threshold"}
+    assert {name.split(",")[0] for name in [*names, *found.absent]} == {"global", "isomorphic", "uniform", "threshold", "below"}
     assert all(macs(one.plan) <= 0.5 for one in found.candidates)
     seconds = [one.seconds for one in found.candidates]
     assert seconds == sorted(seconds)

@@ -114,7 +114,7 @@ def test_layouts(run: Any) -> None:
     assert any("layout='auto'" in note for note in said["notes"])
 
 
-@pytest.mark.parametrize("scope", ["global", "uniform", "isomorphic", "threshold"])
+@pytest.mark.parametrize("scope", ["global", "uniform", "isomorphic", "threshold", "below"])
 def test_budgets_and_scopes(run: Any, scope: str) -> None:
     found = _data(run, *SLIM, "--macs", "50%", "--params", "30k", "--activation-bytes", "1MB", "--scope", scope)
     own = found["figures"]

@@ -252,7 +252,7 @@ def test_scopes(asked: dict[str, Any]) -> None:
         scope: [
             1 - w / n for w, n in zip(widths(fxprune.plan(graph, **asked, score="gamma", scope=scope)), (16, 24, 32), strict=True)
         ]
-        for scope in ("global", "uniform", "isomorphic", "threshold")
+        for scope in ("global", "uniform", "isomorphic", "threshold", "below")
     }
     assert max(shares["uniform"]) - min(shares["uniform"]) < 0.08
     assert shares["global"][1] > 0.6
@@ -309,6 +309,44 @@ def test_a_threshold_is_the_rule_of_ratios(options: dict[str, Any], score: str) 
     assert not plan.empty
     assert plan.kept == fxprune.plan(graph, plan.achieved, score=how, **options).kept
     assert plan.figures["kept score"]["achieved"] <= plan.figures["kept score"]["bound"]
+
+
+@pytest.mark.parametrize("asked", [{"budget": Budget(macs=0.6)}, {"ratio": 0.4}])
+@pytest.mark.parametrize("seed", range(3))
+def test_below_a_threshold_the_lowest_of_a_step_decides(seed: int, asked: dict[str, Any]) -> None:
+    torch.manual_seed(seed)
+    widths, multiple = (12, 24, 18), 4
+    convs = [nn.Conv2d(a, b, 1) for a, b in zip((3, *widths), (*widths, 2), strict=True)]
+    graph = fxprune.analyze(nn.Sequential(*(layer for conv in convs for layer in (conv, nn.ReLU()))), torch.randn(1, 3, 9, 9))
+    given = {group.name: torch.rand(len(group), dtype=torch.float64) for group in graph.groups}
+    options: dict[str, Any] = {**asked, "score": lambda group: given[group.name], "floor": 0.05}
+    plan = fxprune.plan(graph, scope="below", round_to=multiple, **options)
+    gone, stay = [], []
+    for group in graph.groups:
+        values = sorted(given[group.name].tolist())
+        kept = len(plan.kept.get(group.name, {}).get(0, values))
+        assert kept == len(group) or kept % multiple == 0
+        first = len(group) % multiple or multiple
+        starts = [0, *range(first, len(group) - multiple + 1, multiple)]  # the last multiple stays
+        ends = [*starts[1:], len(group)]
+        assert len(group) - kept in starts
+        for start, end in zip(starts[:-1], ends[:-1], strict=True):
+            (gone if end <= len(group) - kept else stay).append(values[start])
+    assert gone
+    assert max(gone) < min(stay)
+    even = {scope: fxprune.plan(graph, scope=scope, **options).kept for scope in ("threshold", "below")}
+    assert even["threshold"] == even["below"]  # widths as they fall: nothing to round
+
+
+def test_one_low_score_takes_a_whole_step_below_a_threshold() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 8, 1), nn.ReLU(), nn.Conv2d(8, 2, 1))
+    graph = fxprune.analyze(model, torch.randn(1, 3, 5, 5))
+    given = {"0.weight": torch.tensor([0.0] + [1.0] * 7), "2.weight": torch.full((8,), 0.5)}
+    widths = {}
+    for scope in ("threshold", "below"):
+        plan = fxprune.plan(graph, 0.25, scope=scope, score=lambda group: given[group.name], round_to=4)
+        widths[scope] = [len(plan.kept.get(name, {}).get(0, range(8))) for name in given]
+    assert widths == {"threshold": [8, 4], "below": [4, 8]}
 
 
 class Streams(nn.Module):
@@ -503,7 +541,7 @@ def test_a_clock_that_never_agrees_is_an_error() -> None:
     [
         {"ratio": 0.3},
         {"budget": Budget(macs=0.6)},
-        *({"ratio": 0.3, "scope": scope} for scope in ("uniform", "isomorphic", "threshold")),
+        *({"ratio": 0.3, "scope": scope} for scope in ("uniform", "isomorphic", "threshold", "below")),
         {"budget": Budget(macs=0.6), "scope": "uniform"},
         {"ratio": 0.3, "layout": "selection"},
     ],

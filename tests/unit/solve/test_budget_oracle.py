@@ -289,12 +289,12 @@ def test_large_problems_are_searched_and_bounded(problem: Any, floor: float) -> 
 
 
 @share(0.5)
-@given(problems(), st.sampled_from([0.0, 0.1, 0.5]), st.sampled_from(["uniform", "isomorphic", "threshold"]))
+@given(problems(), st.sampled_from([0.0, 0.1, 0.5]), st.sampled_from(["uniform", "isomorphic", "threshold", "below"]))
 def test_other_scopes_are_legal_and_met(problem: Any, floor: float, scope: str) -> None:
     check(problem, floor, 1, exact=False, scope=scope)
 
 
-@pytest.mark.parametrize("scope", ["uniform", "isomorphic", "threshold"])
+@pytest.mark.parametrize("scope", ["uniform", "isomorphic", "threshold", "below"])
 def test_what_a_scope_cannot_reach_is_its_own_least(scope: str) -> None:
     """Only scope global takes whole groups of convolutions."""
     budget = Budget(macs=0.15)

@@ -279,7 +279,7 @@ class Fused(nn.Module):
 
 
 @pytest.mark.parametrize("asked", [{"ratio": 0.1}, {"ratio": 0.4}, {"budget": fxprune.Budget(params=0.8)}])
-@pytest.mark.parametrize("scope", ["global", "uniform", "threshold"])
+@pytest.mark.parametrize("scope", ["global", "uniform", "threshold", "below"])
 def test_every_group_of_a_step_ends_at_a_multiple(asked: dict[str, Any], scope: str) -> None:
     graph = fxprune.analyze(seeded(Fused()), image(2, 5, 6))
     plan = fxprune.plan(graph, **asked, round_to=8, scope=scope)
